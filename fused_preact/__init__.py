@@ -1,0 +1,21 @@
+"""Fused BatchNorm -> ReLU -> Conv2d for training deep pre-activation networks."""
+
+from fused_preact import models
+from fused_preact.backends import BackendRefusal, available_backends, use_backend
+from fused_preact.functional import bn_relu_conv2d, preact_unit
+from fused_preact.modules import PreActBlock, PreActBottleneck, PreActConv2d, PreActSequential
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendRefusal",
+    "PreActBlock",
+    "PreActBottleneck",
+    "PreActConv2d",
+    "PreActSequential",
+    "available_backends",
+    "bn_relu_conv2d",
+    "models",
+    "preact_unit",
+    "use_backend",
+]

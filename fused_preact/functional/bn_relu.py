@@ -1,0 +1,73 @@
+"""`relu(bn(x))` written to memory, for consumers other than a convolution: stem, tail, pooling."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fused_preact.backends import insisted
+from fused_preact.backends.records import Layer
+from fused_preact.functional import checks
+from fused_preact.functional.bn_relu_conv2d import Call, cast
+from fused_preact.functional.context import Group, gather, reduce
+from fused_preact.ops import backend_for
+from fused_preact.ops.unit import layer_bn, reduced_coeffs
+
+
+class BNReLU(torch.autograd.Function):
+    """Saves x and the bn vectors."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, x, stats, gamma, beta, running_mean, running_var, num_batches_tracked):
+        buffers = (running_mean, running_var, num_batches_tracked)
+        run = backend_for(x, None, None, call.insisted)
+        bn = layer_bn(run, call.layer, x, stats, gamma, beta, buffers, gather(call.group))
+        ctx.call = call
+        ctx.save_for_backward(x, bn, gamma, beta)
+        return run.bn_relu(x, bn, call.layer.relu)
+
+    @staticmethod
+    def backward(ctx: Any, dz: Tensor):
+        x, bn, gamma, beta = ctx.saved_tensors
+        call, need = ctx.call, ctx.needs_input_grad
+        run = backend_for(x, None, None, call.insisted)
+        g, sums = run.bn_relu_bwd(dz, x, bn, call.layer.relu)
+        coeffs, dgamma, dbeta = reduced_coeffs(run, call.layer, sums, bn, reduce(call.group) if need[1] else None)
+        return (
+            None,
+            run.bn_bwd(g, x, coeffs, None) if need[1] else None,
+            None,
+            cast(dgamma, gamma.dtype) if need[3] else None,
+            cast(dbeta, beta.dtype) if need[4] else None,
+            None,
+            None,
+            None,
+        )
+
+
+def bn_relu(
+    x: Tensor,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    training: bool,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    relu: bool = True,
+    num_batches_tracked: Tensor | None = None,
+    stats: Tensor | None = None,
+    process_group: Group | None = None,
+) -> Tensor:
+    """Equivalent to `F.relu(F.batch_norm(x, ...))`, saving x once; the arguments are those of `bn_relu_conv2d`."""
+    checks.activation("x", x)
+    vectors = {"bn_weight": bn_weight, "bn_bias": bn_bias, "running_mean": running_mean, "running_var": running_var}
+    for name, v in vectors.items():
+        checks.channel_vector(name, v, x)
+    batch = training or running_mean is None
+    if batch and process_group is None:
+        checks.batch_statistics(x.shape)
+    layer = Layer(relu=relu, batch=batch, update=training and running_mean is not None, momentum=momentum, eps=eps)
+    call = Call(layer, False, None, process_group, insisted())
+    return BNReLU.apply(call, x, stats, bn_weight, bn_bias, running_mean, running_var, num_batches_tracked)

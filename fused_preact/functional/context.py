@@ -1,0 +1,42 @@
+"""What surrounds a call: autocast, and the processes that share batch statistics."""
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Group(NamedTuple):
+    """A process group by name, as the traceable collectives take it, and its size."""
+
+    name: str
+    size: int
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that convolutions run in under autocast, None outside it. Like torch's, autocast leaves float64 alone."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def gather(group: Group | None):
+    """The exchange of merged statistics between bn_stats and bn_finalize: gathered ranks are just more tiles."""
+    return None if group is None else functools.partial(_gather, group)
+
+
+def reduce(group: Group | None):
+    """The exchange of sums before bn_coeffs."""
+    return None if group is None else functools.partial(_reduce, group)
+
+
+def _gather(group: Group, stats: Tensor) -> Tensor:
+    c10d = torch.ops._c10d_functional
+    return c10d.wait_tensor(c10d.all_gather_into_tensor(stats, group.size, group.name))
+
+
+def _reduce(group: Group, sums: Tensor) -> Tensor:
+    c10d = torch.ops._c10d_functional
+    return c10d.wait_tensor(c10d.all_reduce(sums.sum(0, keepdim=True), "sum", group.name))
