@@ -17,7 +17,7 @@ class Group(NamedTuple):
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that convolutions run in under autocast, None outside it. Like torch's, autocast leaves float64 alone."""
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
 

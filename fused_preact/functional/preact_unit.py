@@ -49,7 +49,7 @@ class PreActUnits(torch.autograd.Function):
         if chain.dtype is not None:
             tensors = [t.to(chain.dtype) if t is not None and t.dim() == 4 else t for t in tensors]
         exchange = {} if chain.group is None else {"gather": gather(chain.group)}
-        run = unit_operators if traced() and not exchange else composed
+        run = unit_operators if traced(x) and not exchange else composed
         h, saved, last = x, [], len(chain.units) - 1
         for i, (unit, (projection, *params)) in enumerate(zip(chain.units, _parts(chain, tensors), strict=True)):
             wanted = chain.want_stats if i == last else chain.units[i + 1].layers[0].batch
@@ -71,7 +71,7 @@ class PreActUnits(torch.autograd.Function):
         x, *rest = ctx.saved_tensors
         tensors, saved = rest[: len(ctx.dtypes)], rest[len(ctx.dtypes) :]
         exchange = {} if chain.group is None else {"reduce": reduce(chain.group)}
-        run = unit_operators if traced() and not exchange else composed
+        run = unit_operators if traced(x) and not exchange else composed
         parts, wants = _parts(chain, tensors), _parts(chain, need[4:])
         kept = [len(unit.layers) if chain.keep else 1 for unit in chain.units]
         saved = [saved[sum(kept[:i]) : sum(kept[: i + 1])] for i in range(len(kept))]

@@ -55,9 +55,6 @@ def layer_shapes(networks: tuple[str, ...] = NETWORKS) -> tuple[LayerShape, ...]
     return tuple(LayerShape(layer, {name: count[layer] for name, count in counts.items() if layer in count}) for layer in distinct)
 
 
-LAYER_SHAPES = layer_shapes()
-
-
 def _unit(plan: UnitPlan, architecture: Architecture, size: int) -> Iterator[Layer]:
     c, out = plan.channels, plan.channels * architecture.expansion
     if plan.shortcut == "projection" and plan.preact == "shared":
@@ -72,3 +69,6 @@ def _unit(plan: UnitPlan, architecture: Architecture, size: int) -> Iterator[Lay
         if index > 0 or plan.preact != "none":
             yield Layer(in_channels, out_channels, kernel, stride, size)
         size //= stride
+
+
+LAYER_SHAPES = layer_shapes()

@@ -29,17 +29,17 @@ class Operators:
         self.insisted = insisted
 
 
-def traced() -> bool:
-    """Whether something watches: a tracer, a dispatch mode, or autograd (in a backward with create_graph=True).
+def traced(x: Tensor) -> bool:
+    """Whether something watches: a tracer, a dispatch mode, or autograd (in a backward with create_graph=True); or x has no data.
 
     Then an operator must be seen as one; otherwise the backend is called straight away, which saves half of the host time.
     """
-    return torch.compiler.is_compiling() or torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack() > 0
+    return torch.compiler.is_compiling() or torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack() > 0 or x.is_meta
 
 
 def backend_for(x: Tensor, weight: Tensor | None, conv: Conv | None, insisted: str) -> Any:
     """Whose primitives run a layer on x: the chosen backend, the same in forward and backward, or `Operators` when traced."""
-    return Operators(insisted) if traced() else chosen(x, weight, conv, insisted)
+    return Operators(insisted) if traced(x) else chosen(x, weight, conv, insisted)
 
 
 def chosen(x: Tensor, weight: Tensor | None, conv: Conv | None, insisted: str) -> Any:

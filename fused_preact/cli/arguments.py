@@ -1,0 +1,62 @@
+"""Command-line arguments: a parser whose errors are one sentence, and the value types that the commands share."""
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from fused_preact._text import unknown
+
+
+class UsageError(Exception):
+    """What was asked for is impossible; the message is the sentence that the user sees, and the exit code is 2."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse, but an error is a `UsageError` of one sentence instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def named(kind: str, names: Sequence[str]) -> Callable[[str], str]:
+    """A value that must be one of `names`; the error tells the nearest."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(unknown(kind, text, names))
+        return text
+
+    return parse
+
+
+def integer(low: int, high: int | None = None) -> Callable[[str], int]:
+    """A whole number from `low` up to `high`."""
+    wanted = f"a whole number of at least {low}" if high is None else f"a whole number from {low} to {high}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {value}")
+        return value
+
+    return parse
+
+
+def number(low: float = 0.0, *, above: bool = False) -> Callable[[str], float]:
+    """A finite number of at least `low` (`above`: greater than it)."""
+    wanted = f"a number {'above' if above else 'of at least'} {low:g}"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
+        if not math.isfinite(value) or value < low or (above and value == low):
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text}")
+        return value
+
+    return parse

@@ -1,0 +1,120 @@
+"""`fused-preact bench`: time and weigh a fused network against PyTorch's own, in one process."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from fused_preact._text import unknown
+from fused_preact.backends import NAMES, BackendRefusal, use_backend
+from fused_preact.bench.agree import Disagreement
+from fused_preact.bench.compare import compare
+from fused_preact.bench.plot import require_matplotlib, write_plot
+from fused_preact.bench.report import table, write_json
+from fused_preact.bench.variants import BASELINES, CompileError, Config, why_no_compile
+from fused_preact.cli.arguments import UsageError, integer, named
+from fused_preact.cli.train import DTYPES, MEMORY, device
+from fused_preact.models import architecture, list_models
+
+HELP = "time and weigh a training step of a fused network against PyTorch's own"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a comparison."""
+    add = parser.add_argument
+    add(
+        "--model", type=named("model", list_models()), default="preact_resnet164", metavar="NAME", help=f"one of {', '.join(list_models())}"
+    )
+    add("--batch-size", type=integer(1), default=64, metavar="N", help="images a step (default: %(default)s)")
+    add(
+        "--image-size", type=integer(1), metavar="N", help="height and width of the images (default: 32 for CIFAR networks, 224 for others)"
+    )
+    add("--device", type=device, default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N (default: auto)")
+    add("--dtype", type=named("dtype", DTYPES), default="float32", metavar="DTYPE", help="float32, or bfloat16 or float16 by autocast")
+    add("--backend", type=named("backend", NAMES), metavar="NAME", help=f"one of {', '.join(NAMES)} (default: the best for each layer)")
+    add(
+        "--memory", type=named("memory mode", MEMORY), default="layer", metavar="MODE", help="layer, unit or segment (default: %(default)s)"
+    )
+    add("--against", type=_baselines, default=("eager",), metavar="NAME,..", help="eager, compile or both (default: eager)")
+    add("--compile-whole", action="store_true", help="compile the whole network instead of unit by unit")
+    add("--rounds", type=integer(1), default=10, metavar="N", help="timed steps of each variant (default: %(default)s)")
+    add("--threads", type=integer(1, 1024), metavar="N", help="CPU threads (default: torch's choice)")
+    add("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="of weights and images (default: %(default)s)")
+    add("--json", type=_file, metavar="FILE", help="write the report here")
+    add("--plot", type=_png, metavar="FILE.png", help="draw the report here")
+
+
+def run(args: argparse.Namespace) -> int | None:
+    """Print the table and write the files; 1 if a variant is wrong or breaks."""
+    _refuse_impossible(args)
+    threads = torch.get_num_threads()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    config = Config(**{field: getattr(args, field) for field in Config._fields})
+    try:
+        report = compare(config, args.against, args.rounds, tell=lambda message: print(f"{message} ...", file=sys.stderr))
+    except BackendRefusal as error:
+        raise UsageError(str(error)) from None
+    except (Disagreement, CompileError, torch.OutOfMemoryError) as error:
+        print(f"fused-preact: {error}", file=sys.stderr)
+        return 1
+    finally:
+        torch.set_num_threads(threads)
+    print(table(report))
+    try:
+        if args.json:
+            write_json(report, args.json)
+        if args.plot:
+            write_plot(report, args.plot)
+    except OSError as error:
+        print(f"fused-preact: {error}", file=sys.stderr)
+        return 1
+    return None
+
+
+def _refuse_impossible(args: argparse.Namespace) -> None:
+    if args.dtype == "float16" and args.device == "cpu":
+        raise UsageError("argument --dtype: expected float32 or bfloat16 on the cpu, got 'float16', which needs a GPU")
+    if args.backend:
+        try:
+            with use_backend(args.backend):
+                pass
+        except ValueError as error:
+            raise UsageError(f"argument --backend: {error}") from None
+    if "compile" in args.against and (reason := why_no_compile(args.device)):
+        raise UsageError(f"argument --against: {reason}")
+    network = architecture(args.model)
+    smallest = -(-(args.image_size or network.image_size) // (4 if network.cifar else 32))
+    if args.batch_size * smallest**2 < 2:
+        raise UsageError(
+            "argument --batch-size: expected at least 2 images when the last stage sees 1x1 pixels, got 1: there is no variance"
+        )
+    if args.plot:
+        try:
+            require_matplotlib()
+        except ImportError as error:
+            raise UsageError(f"argument --plot: {error}") from None
+
+
+def _baselines(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in BASELINES:
+            raise argparse.ArgumentTypeError(unknown("variant", name, BASELINES))
+    return names
+
+
+def _file(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file, got the folder {text!r}")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file in an existing folder, got {text!r}")
+    return path
+
+
+def _png(text: str) -> Path:
+    if not text.endswith(".png"):
+        raise argparse.ArgumentTypeError(f"expected a file name that ends in .png, got {text!r}")
+    return _file(text)

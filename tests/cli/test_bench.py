@@ -1,0 +1,154 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fused_preact.bench import agree, compare, variants
+from fused_preact.cli import main
+
+SMALL = ["bench", "--model", "preact_resnet20", "--batch-size", "2", "--rounds", "1", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_prints_a_table_and_writes_json_and_a_picture(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert main([*SMALL, "--json", "a.json", "--plot", "a.png"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("preact_resnet20: training step of 2 images of 32x32, float32, cpu, memory layer; median of 1 ")
+    assert [line.split()[0] for line in out.splitlines()[-2:]] == ["fused", "eager"]
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert set(report["variants"]) == {"fused", "eager"}
+    assert report["config"]["batch_size"] == 2
+    assert report["ratios"]["saved"]["eager"] < 0.6
+    assert report["variants"]["fused"]["peak_bytes"] < report["variants"]["eager"]["peak_bytes"]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "a.png"}
+
+
+def test_options_reach_the_comparison(capsys):
+    options = ["--memory", "unit", "--dtype", "bfloat16", "--backend", "eager", "--image-size", "16", "--seed", "3", "--json", "a.json"]
+    assert main([*SMALL, *options]) == 0
+    assert "2 images of 16x16, bfloat16, cpu, memory unit, backend eager" in capsys.readouterr().out
+    with open("a.json", encoding="utf-8") as file:
+        config = json.load(file)["config"]
+    assert {"memory": "unit", "dtype": "bfloat16", "backend": "eager", "image_size": 16, "seed": 3}.items() <= config.items()
+
+
+def test_threads_are_set_for_the_comparison_only(monkeypatch):
+    seen = []
+    monkeypatch.setattr(compare, "check", lambda *args: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    assert main([*SMALL, "--threads", "3"]) == 0
+    assert seen == [3]
+    assert torch.get_num_threads() == before
+
+
+def test_a_wrong_variant_is_not_timed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(agree, "limits", lambda eager: agree.Errors(0.0, 0.0, 0.0))
+    monkeypatch.setattr(compare, "interleaved", lambda *args, **kwargs: pytest.fail("was timed"))
+    (tmp_path / "a.json").write_text("old")
+    assert main([*SMALL, "--json", "a.json"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1].startswith("fused-preact: fused does not agree with eager PyTorch: ")
+    assert captured.out == ""
+    assert (tmp_path / "a.json").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--model", "preact_resnet21"], "argument --model: unknown model 'preact_resnet21'; did you mean 'preact_resnet2"),
+        (["--batch-size", "0"], "argument --batch-size: expected a whole number of at least 1, got 0"),
+        (["--batch-size", "1", "--image-size", "4"], "argument --batch-size: expected at least 2 images"),
+        (["--image-size", "big"], "argument --image-size: expected a whole number of at least 1, got 'big'"),
+        (["--device", "gpu"], "argument --device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
+        (["--dtype", "float64"], "argument --dtype: unknown dtype 'float64'; did you mean 'float"),
+        (["--dtype", "float16"], "argument --dtype: expected float32 or bfloat16 on the cpu, got 'float16'"),
+        (["--backend", "triten"], "argument --backend: unknown backend 'triten'; did you mean 'triton'?"),
+        (["--memory", "none"], "argument --memory: unknown memory mode 'none'"),
+        (["--against", "eager,compiled"], "argument --against: unknown variant 'compiled'; did you mean 'compile'?"),
+        (["--against", ""], "argument --against: unknown variant ''"),
+        (["--rounds", "0"], "argument --rounds: expected a whole number of at least 1, got 0"),
+        (["--threads", "0"], "argument --threads: expected a whole number from 1 to"),
+        (["--json", "nowhere/a.json"], "argument --json: expected a file in an existing folder, got 'nowhere/a.json'"),
+        (["--json", "."], "argument --json: expected a file, got the folder '.'"),
+        (["--plot", "a.pdf"], "argument --plot: expected a file name that ends in .png, got 'a.pdf'"),
+    ],
+    ids=lambda value: "-".join(value).replace("--", "").replace("/", "_") if isinstance(value, list) else "",
+)
+def test_the_impossible_is_one_sentence(arguments, sentence, capsys, tmp_path):
+    assert main([*SMALL, *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"fused-preact: {sentence}")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_compile_without_a_compiler_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert main([*SMALL, "--against", "compile"]) == 2
+    assert capsys.readouterr().err == (
+        "fused-preact: argument --against: torch.compile needs a C++ compiler, and there is no 'no-such-compiler' on PATH; "
+        "CXX can name another\n"
+    )
+
+
+@pytest.mark.compile
+def test_a_compiler_that_does_not_work_is_one_sentence(tmp_path):
+    compiler = tmp_path / "broken"
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    compiler.chmod(0o755)
+    # In a process of its own, because torch remembers what it learned about the compiler.
+    surroundings = {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "fused_preact", *SMALL, "--against", "compile"]
+    done = subprocess.run(command, env=os.environ | surroundings, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("fused-preact: torch.compile failed on this machine: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unusable_backend_says_why(monkeypatch, capsys):
+    monkeypatch.setattr("fused_preact.backends.backend", lambda name: "it is on holiday")
+    assert main([*SMALL, "--backend", "cpu"]) == 2
+    assert capsys.readouterr().err == "fused-preact: argument --backend: backend 'cpu' is not usable: it is on holiday\n"
+
+
+def test_plot_without_matplotlib_is_refused_before_any_work(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main([*SMALL, "--plot", "a.png"]) == 2
+    assert capsys.readouterr().err.startswith("fused-preact: argument --plot: plotting needs matplotlib")
+
+
+@pytest.mark.compile
+@pytest.mark.slow
+def test_compile_is_compiled_by_unit(capsys):
+    assert main([*SMALL, "--against", "eager,compile", "--json", "a.json"]) == 0
+    with open("a.json", encoding="utf-8") as file:
+        ratios = json.load(file)["ratios"]
+    assert set(ratios["step"]) == {"eager", "compile"}
+
+
+@pytest.mark.compile
+def test_every_unit_and_nothing_else_is_compiled():
+    config = variants.Config("preact_resnet20", 2)
+    model = variants.build("compile", config, variants.common_weights(config)).model
+    compiled = [module for module in model.modules() if module._compiled_call_impl is not None]
+    assert compiled == model.units()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_on_a_gpu(dtype, capsys):
+    assert main([*SMALL, "--device", "cuda", "--dtype", dtype, "--json", "a.json"]) == 0
+    with open("a.json", encoding="utf-8") as file:
+        report = json.load(file)
+    assert report["machine"]["gpu"]
+    assert report["ratios"]["saved"]["eager"] < 0.6

@@ -1,0 +1,25 @@
+"""What all tests share: one thread a worker, fixed seeds, and memory that is NaN until somebody writes it."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_fixed_seeds() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """torch.empty and its kin give NaN, so that an output left unwritten fails; tests that time or compile opt out with their markers."""
+    if request.node.get_closest_marker("compile") or request.node.get_closest_marker("unpoisoned"):
+        yield
+        return
+    torch.use_deterministic_algorithms(True)
+    fill, torch.utils.deterministic.fill_uninitialized_memory = torch.utils.deterministic.fill_uninitialized_memory, True
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.use_deterministic_algorithms(False)
