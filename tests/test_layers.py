@@ -56,7 +56,7 @@ def test_every_module_is_in_a_layer():
 
 def test_importing_needs_torch_and_nothing_else():
     """Whatever only the extras bring must not be imported with the package."""
-    extras = ("sklearn", "safetensors", "tqdm", "matplotlib", "triton", "pybind11", "ninja", "scipy", "PIL")
+    extras = ("numpy", "sklearn", "safetensors", "tqdm", "matplotlib", "triton", "pybind11", "ninja", "scipy", "PIL")
     # A None entry makes an import of that name fail.
     code = f"import sys; import torch; sys.modules.update(dict.fromkeys({extras!r})); import fused_preact, fused_preact.cli"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)

@@ -5,7 +5,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+import torch
+
 from fused_preact._text import unknown
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 class UsageError(Exception):
@@ -60,3 +64,24 @@ def number(low: float = 0.0, *, above: bool = False) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def device(text: str) -> str:
+    """`auto`, `cpu`, `cuda` or `cuda:N`, as a device that is there."""
+    if text == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(text)
+    except RuntimeError:
+        wanted = None
+    if wanted is None or wanted.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"expected auto, cpu, cuda or cuda:N, got {text!r}")
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"expected a device of this machine, which has {torch.cuda.device_count()} GPUs, got {text!r}")
+    return text
+
+
+def check_dtype(args: argparse.Namespace) -> None:
+    """Refuse --dtype float16 where --device has no use for it."""
+    if args.dtype == "float16" and args.device == "cpu":
+        raise UsageError("argument --dtype: expected float32 or bfloat16 on the cpu, got 'float16', which needs a GPU")

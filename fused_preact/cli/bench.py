@@ -13,9 +13,9 @@ from fused_preact.bench.compare import compare
 from fused_preact.bench.plot import require_matplotlib, write_plot
 from fused_preact.bench.report import table, write_json
 from fused_preact.bench.variants import BASELINES, CompileError, Config, why_no_compile
-from fused_preact.cli.arguments import UsageError, integer, named
-from fused_preact.cli.train import DTYPES, MEMORY, device
+from fused_preact.cli.arguments import DTYPES, UsageError, check_dtype, device, integer, named
 from fused_preact.models import architecture, list_models
+from fused_preact.modules import MEMORIES
 
 HELP = "time and weigh a training step of a fused network against PyTorch's own"
 
@@ -34,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", type=named("dtype", DTYPES), default="float32", metavar="DTYPE", help="float32, or bfloat16 or float16 by autocast")
     add("--backend", type=named("backend", NAMES), metavar="NAME", help=f"one of {', '.join(NAMES)} (default: the best for each layer)")
     add(
-        "--memory", type=named("memory mode", MEMORY), default="layer", metavar="MODE", help="layer, unit or segment (default: %(default)s)"
+        "--memory",
+        type=named("memory mode", MEMORIES),
+        default="layer",
+        metavar="MODE",
+        help="layer, unit or segment (default: %(default)s)",
     )
     add("--against", type=_baselines, default=("eager",), metavar="NAME,..", help="eager, compile or both (default: eager)")
     add("--compile-whole", action="store_true", help="compile the whole network instead of unit by unit")
@@ -74,8 +78,7 @@ def run(args: argparse.Namespace) -> int | None:
 
 
 def _refuse_impossible(args: argparse.Namespace) -> None:
-    if args.dtype == "float16" and args.device == "cpu":
-        raise UsageError("argument --dtype: expected float32 or bfloat16 on the cpu, got 'float16', which needs a GPU")
+    check_dtype(args)
     if args.backend:
         try:
             with use_backend(args.backend):

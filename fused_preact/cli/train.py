@@ -7,18 +7,15 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-import torch
-
-from fused_preact.cli.arguments import UsageError, integer, named, number
+from fused_preact.cli.arguments import DTYPES, UsageError, check_dtype, device, integer, named, number
 from fused_preact.models import list_models
+from fused_preact.modules import MEMORIES
 from fused_preact.train.config import TrainConfig
 from fused_preact.train.data import DATASETS
 from fused_preact.train.extras import MissingExtraError
 from fused_preact.train.loop import DivergedError, fit
 
 HELP = "train a network on a small data set that needs no download"
-DTYPES = ("float32", "bfloat16", "float16")
-MEMORY = ("layer", "unit", "segment")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lr", number(above=True), "peak of the one-cycle learning rate", "LR")
     add("--weight-decay", number(), "L2 penalty on every parameter", "WD")
     add("--dtype", named("dtype", DTYPES), f"one of {', '.join(DTYPES)}; 16 bits mean autocast with float32 weights", "DTYPE")
-    add("--memory", named("memory mode", MEMORY), f"what forward keeps for backward: one of {', '.join(MEMORY)}", "MODE")
+    add("--memory", named("memory mode", MEMORIES), f"what forward keeps for backward: one of {', '.join(MEMORIES)}", "MODE")
     add("--seed", integer(0, 2**32 - 1), "of the weights and of the order of the images", "N")
     parser.add_argument("--device", type=device, default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--threads", type=integer(1, 1024), metavar="N", help="CPU threads (default: torch's choice)")
@@ -45,8 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int | None:
     """Train; 1 if the loss diverged or a file could not be written."""
-    if args.dtype == "float16" and args.device == "cpu":
-        raise UsageError("argument --dtype: expected float32 or bfloat16 on the cpu, got 'float16', which needs a GPU")
+    check_dtype(args)
     options = {field.name: getattr(args, field.name) for field in fields(TrainConfig)}
     try:
         result = fit(TrainConfig(**options | {"out": _new_folder(args)}))
@@ -57,21 +53,6 @@ def run(args: argparse.Namespace) -> int | None:
         return 1
     print(f"test accuracy {result.test_accuracy:.2%}; config.json, metrics.csv and model.safetensors are in {result.out}")
     return None
-
-
-def device(text: str) -> str:
-    """`auto`, `cpu`, `cuda` or `cuda:N`, as a device that is there."""
-    if text == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        wanted = torch.device(text)
-    except RuntimeError:
-        wanted = None
-    if wanted is None or wanted.type not in ("cpu", "cuda"):
-        raise argparse.ArgumentTypeError(f"expected auto, cpu, cuda or cuda:N, got {text!r}")
-    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(f"expected a device of this machine, which has {torch.cuda.device_count()} GPUs, got {text!r}")
-    return text
 
 
 def _new_folder(args: argparse.Namespace) -> Path:

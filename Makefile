@@ -1,0 +1,62 @@
+PYTHON ?= python3
+MODEL ?= preact_resnet164
+DEVICE ?= auto
+ROUNDS ?= 10
+WORKERS ?= 2
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all bench lint format wheel clean
+
+help: ## what can be made, and the variables
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "Variables, as in: make demo EPOCHS=1 ROUNDS=1"
+	@echo "  PYTHON=$(PYTHON)  the Python (3.11 or newer) that makes .venv"
+	@echo "  MODEL=$(MODEL)  DEVICE=$(DEVICE)  of demo"
+	@echo "  EPOCHS=$(EPOCHS)  of demo's training (empty: what the train command chooses)"
+	@echo "  ROUNDS=$(ROUNDS)  of demo's timing"
+	@echo "  WORKERS=$(WORKERS)  processes that run tests"
+
+setup: $(INSTALLED) ## make .venv with the package (editable) and all that demo and tests need
+
+$(INSTALLED): pyproject.toml setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "fused-preact needs Python 3.11 or newer and '$(PYTHON)' is not one: name one with make $(MAKECMDGOALS) PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[train,triton,dev]'
+	@touch $@
+
+demo: setup ## train MODEL on handwritten digits, then time it against eager PyTorch
+	$(BIN)/fused-preact train --model $(MODEL) --data digits --device $(DEVICE) $(if $(EPOCHS),--epochs $(EPOCHS))
+	$(BIN)/fused-preact bench --model $(MODEL) --batch-size 64 --device $(DEVICE) --against eager --rounds $(ROUNDS) \
+		--json runs/demo-$(MODEL).json --plot runs/demo-$(MODEL).png
+
+test: setup ## the tests, without the slow ones
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+test-all: setup ## all tests
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+bench: setup ## time every layer shape, and the host time of a unit
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/python -m benchmarks.host_time
+
+lint: setup ## ruff's rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: setup ## let ruff format and fix
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+wheel: setup ## dist/: the sdist, and a wheel built from it
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+
+clean: ## remove what was built, but not .venv and runs/
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
