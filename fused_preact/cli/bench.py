@@ -14,8 +14,8 @@ from fused_preact.bench.plot import require_matplotlib, write_plot
 from fused_preact.bench.report import table, write_json
 from fused_preact.bench.variants import BASELINES, CompileError, Config, why_no_compile
 from fused_preact.cli.arguments import DTYPES, UsageError, check_dtype, device, integer, named
+from fused_preact.functional.preact_unit import MEMORIES
 from fused_preact.models import architecture, list_models
-from fused_preact.modules import MEMORIES
 
 HELP = "time and weigh a training step of a fused network against PyTorch's own"
 

@@ -8,8 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from fused_preact.cli.arguments import DTYPES, UsageError, check_dtype, device, integer, named, number
+from fused_preact.functional.preact_unit import MEMORIES
 from fused_preact.models import list_models
-from fused_preact.modules import MEMORIES
 from fused_preact.train.config import TrainConfig
 from fused_preact.train.data import DATASETS
 from fused_preact.train.extras import MissingExtraError

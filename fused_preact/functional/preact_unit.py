@@ -1,6 +1,7 @@
 """Whole residual units, differentiable: one Function for one unit, or for the units of a segment."""
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,8 @@ from fused_preact.functional.context import Group, autocast_dtype, gather, reduc
 from fused_preact.ops import traced, unit_operators
 from fused_preact.ops import unit as composed
 from fused_preact.ops.unit import Needs
+
+MEMORIES = ("layer", "unit", "segment")
 
 
 class UnitTensors(NamedTuple):
@@ -135,22 +138,40 @@ def preact_unit(
         parts: the units and their tensors, in order. conv weights in x's dtype, or any floating dtype under autocast.
         stats: statistics of x as the unit before returned them, instead of reading x once more.
         return_stats: return (y, statistics of y).
-        memory: "layer" saves every layer's input; "unit" only x (of the first unit), and recomputes the rest in backward.
+        memory: "layer" saves every layer's input; "unit" and "segment" only x (of the first unit), and recompute the rest in backward.
         process_group: processes to share batch statistics with (SyncBatchNorm).
 
     Raises: ValueError or TypeError for what doesn't fit; `BackendRefusal`.
     """
     checks.activation("x", x)
+    checks.one_of("memory", memory, MEMORIES)
     dtype = autocast_dtype(x)
     first, weight = parts[0].unit.layers[0], parts[0].params[2]
     if weight.size(1) * first.conv.groups != x.size(1) or (weight.dtype != x.dtype and dtype is None) or weight.device != x.device:
         checks.conv_weight("weight", weight, x, first.conv, dtype)
+    _check_channels(parts)
     if x.size(0) < 2 and process_group is None:
         _check_counts(x.shape, parts)
     chain = Chain(tuple(p.unit for p in parts), memory == "layer", return_stats, dtype, process_group, insisted())
     tensors = [t for p in parts for t in (p.projection, *p.params)]
     y, out = PreActUnits.apply(chain, [p.buffers for p in parts], x, stats, *tensors)
     return (y, out) if return_stats else y
+
+
+def _check_channels(parts: Sequence[UnitTensors]) -> None:
+    """Every vector has an element, and every weight an input, for each channel that reaches it: one element would broadcast in silence."""
+    channels = parts[0].params[2].size(1) * parts[0].unit.layers[0].conv.groups
+    for part in parts:
+        buffers = iter(part.buffers)
+        for i, layer in enumerate(part.unit.layers):
+            gamma, beta, weight = part.params[3 * i : 3 * i + 3]
+            mean, var, _ = islice(buffers, 3) if layer.norm and (layer.update or not layer.batch) else (None, None, None)
+            for v in (gamma, beta, mean, var):
+                if v is not None and v.numel() != channels:
+                    raise ValueError(f"norm {i + 1} must have {channels} channels, as its input has, got {v.numel()}")
+            if weight.size(1) * layer.conv.groups != channels:
+                raise ValueError(f"weight {i + 1} must take the {channels} channels of its input, got shape {tuple(weight.shape)}")
+            channels = weight.size(0)
 
 
 def _check_counts(shape: Sequence[int], parts: Sequence[UnitTensors]) -> None:

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from fused_preact.backends.records import Unit
 from fused_preact.functional import Group, UnitTensors, preact_unit
 from fused_preact.functional.checks import one_of
+from fused_preact.functional.preact_unit import MEMORIES
 from fused_preact.modules.children import any_global_hook, buffers_of, conv_of, layer_of, must_call, sync_group
 
 PREACTS = ("branch", "shared", "none")
 SHORTCUTS = ("auto", "identity", "projection", "pad")
-MEMORIES = ("layer", "unit", "segment")
 
 
 class PreActResidual(nn.Module):
@@ -58,10 +58,12 @@ class PreActResidual(nn.Module):
         return [(children.get(bn), children[conv]) for bn, conv in self.names]
 
     def must_call_children(self) -> bool:
-        """Whether the unit can't be fused: a child is watched or is not what it was, or only some of its norms synchronise."""
+        """Whether the unit can't be fused: a child is watched, is not what it was or got a bias, or only some of its norms synchronise."""
         layers = self.layers()
-        children = [child for layer in layers for child in layer]
-        if any_global_hook() or any(map(must_call, children)) or must_call(self._modules.get("downsample")):
+        convs = [conv for _, conv in layers]
+        if "downsample" in self._modules:
+            convs.append(self.downsample)
+        if any_global_hook() or any(must_call(bn) for bn, _ in layers) or any(must_call(c) or c.bias is not None for c in convs):
             return True
         return len({sync_group(bn) for bn, _ in layers if bn is not None and bn.training}) > 1
 

@@ -97,7 +97,7 @@ def unit_fwd(
             bn = layer_bn(run, layer, h, stats, gamma, beta, own, gather)
             bns.append(bn)
         if i == 0:
-            residual = _shortcut_fwd(unit, x, bn, projection, params[-1].size(0), insisted)
+            residual = _shortcut_fwd(unit, x, bn, projection, params[-1].size(0), None, insisted)
         last = i == depth - 1
         wanted = want_stats if last else unit.layers[i + 1].norm and unit.layers[i + 1].batch
         h, stats = run.bn_relu_conv2d_fwd(h, bn, weight, None, residual if last else None, *layer.conv, layer.relu, wanted, None)
@@ -120,7 +120,7 @@ def unit_recompute(
     if native is not None:
         return native.unit_recompute(unit, x, bns, projection, params)
     vectors = _split(unit, bns, params)
-    residual = _shortcut_fwd(unit, x, vectors[0], projection, params[-1].size(0), insisted)
+    residual = _shortcut_fwd(unit, x, vectors[0], projection, params[-1].size(0), after, insisted)
     *_, h = _recomputed(unit, x, vectors, params, after, insisted)
     layer = unit.layers[-1]
     run = backend_for(h, params[-1], layer.conv, insisted)
@@ -229,12 +229,14 @@ def _recomputed(
     return inputs
 
 
-def _shortcut_fwd(unit: Unit, x: Tensor, bn: Tensor | None, projection: Tensor | None, out_channels: int, insisted: str) -> Tensor:
+def _shortcut_fwd(
+    unit: Unit, x: Tensor, bn: Tensor | None, projection: Tensor | None, out_channels: int, after: Tensor | None, insisted: str
+) -> Tensor:
     first = unit.layers[0]
     bn = bn if unit.shared else None
     if unit.shortcut == "projection":
         run = backend_for(x, projection, unit.projection, insisted)
-        return run.bn_relu_conv2d_fwd(x, bn, projection, None, None, *unit.projection, first.relu, False, None)[0]
+        return run.bn_relu_conv2d_fwd(x, bn, projection, None, None, *unit.projection, first.relu, False, after)[0]
     if unit.shortcut == "pad":
         x = x[:, :, :: unit.pad_stride[0], :: unit.pad_stride[1]]
     if bn is not None:

@@ -79,6 +79,30 @@ def test_units_refuse(x, error, words, module):
         module(x)
 
 
+@pytest.mark.parametrize(
+    ("replace", "words"),
+    [
+        ({"bn2": nn.BatchNorm2d(1)}, "norm 2 must have 2 channels, as its input has, got 1"),
+        ({"bn1": nn.BatchNorm2d(7)}, "norm 1 must have 8 channels, as its input has, got 7"),
+        ({"bn3": nn.BatchNorm2d(1, affine=False).eval()}, "norm 3 must have 2 channels, as its input has, got 1"),
+        ({"conv2": nn.Conv2d(3, 2, 3, padding=1, bias=False)}, r"weight 2 must take the 2 channels of its input, got shape \(2, 3, 3, 3\)"),
+    ],
+    ids=["one channel", "first norm", "frozen", "conv"],
+)
+def test_children_that_do_not_fit(replace, words):
+    unit = PreActBottleneck(8, 2)
+    for name, child in replace.items():
+        setattr(unit, name, child)
+    with pytest.raises(ValueError, match=words):
+        unit(torch.randn(2, 8, 4, 4))
+
+
+def test_memory_of_the_function_is_checked():
+    unit = PreActBlock(4, 4)
+    with pytest.raises(ValueError, match="memory must be one of 'layer', 'unit', 'segment', got 'all'"):
+        fp.preact_unit(torch.randn(2, 4, 4, 4), unit.tensors(), memory="all")
+
+
 def test_expected_more_than_one_value_inside_a_unit():
     """One image of 2x2 is enough for the first norm, and not for the one after the stride; nothing has moved by then."""
     unit = PreActBottleneck(8, 2, 2)

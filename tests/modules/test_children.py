@@ -96,6 +96,18 @@ def test_subclasses_are_called():
     torch.testing.assert_close(unit(X), twin.call_children(X))
 
 
+@pytest.mark.parametrize("name", ["conv1", "conv3", "downsample"])
+def test_a_bias_put_into_a_unit_is_not_lost(name):
+    unit = PreActBottleneck(8, 4, 2, preact="shared")
+    old = getattr(unit, name)
+    setattr(unit, name, nn.Conv2d(old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding))
+    twin = copy.deepcopy(unit)
+    y = unit(X)
+    torch.testing.assert_close(y, twin.call_children(X))
+    y.sum().backward()
+    assert getattr(unit, name).bias.grad is not None
+
+
 @pytest.mark.parametrize("options", [{"padding": "same"}, {"padding": 1, "padding_mode": "reflect"}], ids=str)
 def test_other_paddings_are_called(options):
     m = PreActConv2d(8, 8, 3)
