@@ -1,0 +1,43 @@
+"""The README's code runs, and its figures are those of the files that it names."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from benchmarks import memory
+from fused_preact.bench.report import table
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=lambda block: block.split("\n")[0][:40])
+def test_code_runs(block):
+    import fused_preact
+
+    exec(compile(block, "README.md", "exec"), {"fused_preact": fused_preact, "nn": nn})
+
+
+def test_the_demo_table_is_that_of_its_file():
+    report = json.loads((RESULTS / "demo_resnet164_cpu.json").read_text(encoding="utf-8"))
+    assert table(report) in README
+
+
+def test_the_memory_table_is_that_of_its_file():
+    result = json.loads((RESULTS / "memory_cpu.json").read_text(encoding="utf-8"))
+    assert memory.table(result) in README
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_commands_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for name in set(re.findall(r"\bmake ([a-z-]+)", README)) - {"it"}:
+        assert re.search(rf"^{name}:", makefile, re.MULTILINE), f"make {name}"
