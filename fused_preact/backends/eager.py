@@ -5,6 +5,8 @@
 The formulas are those of docs/design.md; the other backends are tested against this one and fall back to it.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,6 +67,15 @@ def channel_sums(g: Tensor, x: Tensor, bn: Tensor) -> Tensor:
             g.to(bn.dtype), x.to(bn.dtype), None, None, None, bn[0], bn[1], True, 0.0, [False, True, True]
         )
     return sums
+
+
+def convolution(z: Tensor, weight: Tensor, bias: Tensor | None, *conv: Any) -> Tensor:
+    """conv2d in the dtype of its arguments: who calls backward inside autocast must not change what is recomputed there."""
+    kind = z.device.type
+    if not torch.is_autocast_enabled(kind):
+        return F.conv2d(z, weight, bias, *conv)
+    with torch.autocast(kind, enabled=False):
+        return F.conv2d(z, weight, bias, *conv)
 
 
 def bn_stats(x: Tensor) -> Tensor:
@@ -155,7 +166,7 @@ def bn_relu_conv2d_fwd(
     want_stats: bool,
     after: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    y = F.conv2d(activate(x, bn, relu, weight.dtype), weight, bias, stride, padding, dilation, groups)
+    y = convolution(activate(x, bn, relu, weight.dtype), weight, bias, stride, padding, dilation, groups)
     if residual is not None:
         y = y.add_(residual) if residual.dtype == y.dtype else y + residual
     y = stored(y, y.dtype, x, weight)

@@ -9,7 +9,7 @@ from fused_preact.backends import insisted
 from fused_preact.backends.records import Layer
 from fused_preact.functional import checks
 from fused_preact.functional.bn_relu_conv2d import Call, cast
-from fused_preact.functional.context import Group, gather, reduce
+from fused_preact.functional.context import Group, gather, reduce, refuse_vmap
 from fused_preact.ops import backend_for
 from fused_preact.ops.unit import layer_bn, reduced_coeffs
 
@@ -22,13 +22,14 @@ class BNReLU(torch.autograd.Function):
         buffers = (running_mean, running_var, num_batches_tracked)
         run = backend_for(x, None, None, call.insisted)
         bn = layer_bn(run, call.layer, x, stats, gamma, beta, buffers, gather(call.group))
-        ctx.call = call
-        ctx.save_for_backward(x, bn, gamma, beta)
+        ctx.call, ctx.dtypes = call, [None if v is None else v.dtype for v in (gamma, beta)]
+        ctx.save_for_backward(x, bn)
         return run.bn_relu(x, bn, call.layer.relu)
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor):
-        x, bn, gamma, beta = ctx.saved_tensors
+        refuse_vmap(dz)
+        x, bn = ctx.saved_tensors
         call, need = ctx.call, ctx.needs_input_grad
         run = backend_for(x, None, None, call.insisted)
         g, sums = run.bn_relu_bwd(dz, x, bn, call.layer.relu)
@@ -37,8 +38,8 @@ class BNReLU(torch.autograd.Function):
             None,
             run.bn_bwd(g, x, coeffs, None) if need[1] else None,
             None,
-            cast(dgamma, gamma.dtype) if need[3] else None,
-            cast(dbeta, beta.dtype) if need[4] else None,
+            cast(dgamma, ctx.dtypes[0]) if need[3] else None,
+            cast(dbeta, ctx.dtypes[1]) if need[4] else None,
             None,
             None,
             None,
@@ -68,6 +69,9 @@ def bn_relu(
     batch = training or running_mean is None
     if batch and process_group is None:
         checks.batch_statistics(x.shape)
-    layer = Layer(relu=relu, batch=batch, update=training and running_mean is not None, momentum=momentum, eps=eps)
+    update = training and running_mean is not None
+    checks.norm_settings(momentum, eps, num_batches_tracked, update)
+    checks.statistics(stats, x)
+    layer = Layer(relu=relu, batch=batch, update=update, momentum=momentum, eps=eps)
     call = Call(layer, False, None, process_group, insisted())
     return BNReLU.apply(call, x, stats, bn_weight, bn_bias, running_mean, running_var, num_batches_tracked)

@@ -9,7 +9,7 @@ from fused_preact.backends import insisted
 from fused_preact.backends.layout import conv_out_shape
 from fused_preact.backends.records import Layer
 from fused_preact.functional import checks
-from fused_preact.functional.context import Group, autocast_dtype, gather, reduce
+from fused_preact.functional.context import Group, autocast_dtype, gather, reduce, refuse_vmap
 from fused_preact.ops import backend_for
 from fused_preact.ops.unit import input_grad, layer_bn, reduced_coeffs
 
@@ -30,7 +30,7 @@ class BNReLUConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, x, stats, gamma, beta, running_mean, running_var, num_batches_tracked, weight, bias, residual):
         layer = call.layer
-        ctx.call, ctx.dtypes = call, (weight.dtype, bias.dtype if bias is not None else None)
+        ctx.call, ctx.dtypes = call, [None if t is None else t.dtype for t in (gamma, beta, weight, bias, residual)]
         if call.dtype is not None:
             weight = weight.to(call.dtype)
             bias = None if bias is None else bias.to(call.dtype)
@@ -38,8 +38,7 @@ class BNReLUConv2d(torch.autograd.Function):
         run = backend_for(x, weight, layer.conv, call.insisted)
         bn = layer_bn(run, layer, x, stats, gamma, beta, buffers, gather(call.group))
         y, out_stats = run.bn_relu_conv2d_fwd(x, bn, weight, bias, residual, *layer.conv, layer.relu, call.want_stats, None)
-        ctx.residual_dtype = None if residual is None else residual.dtype
-        ctx.save_for_backward(x, bn, gamma, beta, weight)
+        ctx.save_for_backward(x, bn, weight)
         ctx.set_materialize_grads(False)
         if out_stats is not None:
             ctx.mark_non_differentiable(out_stats)
@@ -49,11 +48,12 @@ class BNReLUConv2d(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, _: None):
         if dy is None:
             return (None,) * 11
-        x, bn, gamma, beta, weight = ctx.saved_tensors
+        refuse_vmap(dy)
+        x, bn, weight = ctx.saved_tensors
         layer, exchange = ctx.call.layer, reduce(ctx.call.group)
         run = backend_for(x, weight, layer.conv, ctx.call.insisted)
         need = ctx.needs_input_grad
-        need_x, need_affine, need_weight, need_bias, need_residual = need[1], need[3] or need[4], need[8], need[9], need[10]
+        need_x, need_affine, need_weight, need_bias = need[1], need[3] or need[4], need[8], need[9]
         pending, conv = (dy, None, None, None), (x, bn, weight, *layer.conv, layer.relu, None)
         dx = dgamma = dbeta = None
         if need_x:
@@ -63,20 +63,9 @@ class BNReLUConv2d(torch.autograd.Function):
             _, sums, dw, db, _ = run.bn_relu_conv2d_bwd(*pending, *conv, emit, None, None, False, need_weight, need_bias)
             if need_affine:
                 _, dgamma, dbeta = reduced_coeffs(run, layer, sums, bn, None)
-        weight_dtype, bias_dtype = ctx.dtypes
-        return (
-            None,
-            dx,
-            None,
-            cast(dgamma, gamma.dtype) if need[3] else None,
-            cast(dbeta, beta.dtype) if need[4] else None,
-            None,
-            None,
-            None,
-            cast(dw, weight_dtype) if need_weight else None,
-            cast(db, bias_dtype) if need_bias else None,
-            cast(dy, ctx.residual_dtype) if need_residual else None,
-        )
+        given = (dgamma, dbeta, dw, db, dy)
+        grads = [cast(g, dtype) if need[i] else None for g, dtype, i in zip(given, ctx.dtypes, (3, 4, 8, 9, 10), strict=True)]
+        return None, dx, None, *grads[:2], None, None, None, *grads[2:]
 
 
 def cast(grad: Tensor, dtype: torch.dtype) -> Tensor:
@@ -136,8 +125,8 @@ def bn_relu_conv2d(
     if batch and process_group is None:
         checks.batch_statistics(x.shape)
     update = training and running_mean is not None
-    if update and momentum is None and num_batches_tracked is None:
-        raise ValueError("num_batches_tracked must be given when momentum is None (cumulative average), got None")
+    checks.norm_settings(momentum, eps, num_batches_tracked, update)
+    checks.statistics(stats, x)
     layer = Layer(conv, relu, True, batch, update, momentum, eps)
     call = Call(layer, return_stats, dtype, process_group, insisted())
     y, out = BNReLUConv2d.apply(

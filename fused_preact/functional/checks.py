@@ -15,65 +15,138 @@ FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def pair(name: str, value: Any, low: int) -> Pair:
     """An int, or two, of at least `low`, as two."""
     both = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
-    if len(both) != 2 or not all(isinstance(v, int) and v >= low for v in both):
+    if len(both) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v >= low for v in both):
         raise ValueError(f"{name} must be a whole number of at least {low} or two of them, got {value!r}")
     return both
 
 
 def conv_of(stride: Any, padding: Any, dilation: Any, groups: Any) -> Conv:
     """The geometry of a convolution from its arguments as torch takes them (except string paddings)."""
-    if not isinstance(groups, int) or groups < 1:
+    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
         raise ValueError(f"groups must be a whole number of at least 1, got {groups!r}")
     return Conv(pair("stride", stride, 1), pair("padding", padding, 0), pair("dilation", dilation, 1), groups)
 
 
 def activation(name: str, x: Any) -> None:
-    """x is a 4-D floating tensor."""
+    """x is a dense 4-D floating tensor with channels and pixels."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a Tensor, got {type(x).__name__}")
     if x.dim() != 4:
         raise ValueError(f"{name} must have 4 dimensions (N, C, H, W), got shape {tuple(x.shape)}")
     if x.dtype not in FLOATING:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {x.dtype}")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {x.layout}")
+    if 0 in x.shape[1:]:
+        raise ValueError(f"{name} must have at least one channel and one pixel, got shape {tuple(x.shape)}")
 
 
-def beside(name: str, t: Tensor | None, x: Tensor) -> None:
-    """t is absent or on x's device."""
-    if t is not None and t.device != x.device:
+def statistics(stats: Any, x: Tensor) -> None:
+    """stats is absent or what an earlier call returned for x: (tiles, 3, C)."""
+    if stats is None:
+        return
+    if not isinstance(stats, Tensor) or stats.dim() != 3 or stats.size(1) != 3 or stats.size(2) != x.size(1):
+        got = tuple(stats.shape) if isinstance(stats, Tensor) else type(stats).__name__
+        raise ValueError(f"stats must have shape (tiles, 3, {x.size(1)}), as the call that made x returned them, got {got}")
+    beside("stats", stats, x)
+
+
+def norm_settings(momentum: Any, eps: Any, tracked: Any, update: bool) -> None:
+    """momentum is a number or None, eps a positive one, num_batches_tracked a tensor where it is needed."""
+    if not (momentum is None or isinstance(momentum, int | float)):
+        raise TypeError(f"momentum must be a number or None, got {momentum!r}")
+    if not isinstance(eps, int | float) or not eps > 0:
+        raise ValueError(f"eps must be a positive number, got {eps!r}")
+    if tracked is not None and not isinstance(tracked, Tensor):
+        raise TypeError(f"num_batches_tracked must be a Tensor or None, got {type(tracked).__name__}")
+    if update and momentum is None and tracked is None:
+        raise ValueError("num_batches_tracked must be given when momentum is None (cumulative average), got None")
+
+
+def beside(name: str, t: Tensor, x: Tensor) -> None:
+    """t is on x's device."""
+    if t.device != x.device:
         raise ValueError(f"{name} must be on the device of x, {x.device}, got {t.device}")
 
 
-def channel_vector(name: str, v: Tensor | None, x: Tensor) -> None:
+def channel_vector(name: str, v: Any, x: Tensor) -> None:
     """v is absent or a floating tensor of one element per channel of x, on x's device."""
-    if v is None:
-        return
-    if tuple(v.shape) != (x.size(1),):
-        raise ValueError(f"{name} must have shape ({x.size(1)},), one element per channel of x, got {tuple(v.shape)}")
+    if v is not None:
+        _vector(name, v, x.size(1), "x", x.device)
+
+
+def _vector(name: str, v: Any, channels: int, whose: str, device: torch.device) -> None:
+    if not isinstance(v, Tensor):
+        raise TypeError(f"{name} must be a Tensor or None, got {type(v).__name__}")
+    if tuple(v.shape) != (channels,):
+        raise ValueError(f"{name} must have shape ({channels},), one element per channel of {whose}, got {tuple(v.shape)}")
     if not v.dtype.is_floating_point:
         raise TypeError(f"{name} must have a floating dtype, got {v.dtype}")
-    beside(name, v, x)
+    if v.device != device:
+        raise ValueError(f"{name} must be on the device of x, {device}, got {v.device}")
 
 
 def conv_weight(name: str, weight: Any, x: Tensor, conv: Conv, autocast: torch.dtype | None) -> None:
     """weight (K, C/groups, R, S) fits x: channels, groups, dtype, device, and an output of at least one pixel."""
-    if not isinstance(weight, Tensor) or weight.dim() != 4:
-        got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-        raise ValueError(f"{name} must have 4 dimensions (K, C/groups, R, S), got {got}")
-    if x.size(1) % conv.groups or weight.size(0) % conv.groups:
-        raise ValueError(f"groups must divide the channels of x, {x.size(1)}, and of {name}, {weight.size(0)}, got {conv.groups}")
-    if weight.size(1) * conv.groups != x.size(1):
-        raise ValueError(
-            f"{name} must take the {x.size(1)} channels of x in {conv.groups} group(s), got shape {tuple(weight.shape)}, "
-            f"which takes {weight.size(1) * conv.groups}"
-        )
-    if autocast is None and weight.dtype != x.dtype:
-        raise TypeError(f"{name} must have the dtype of x, {x.dtype}, outside autocast, got {weight.dtype}")
-    beside(name, weight, x)
+    _weight(name, weight, x.size(1), "x", conv.groups, None if autocast else x.dtype, x.device)
     if min(conv_out_shape(x.shape, weight.shape, *conv[:3])[2:]) < 1:
         raise ValueError(
             f"x must be at least as large as the dilated kernel of {name}, {tuple(weight.shape[2:])} with dilation {conv.dilation} "
             f"and padding {conv.padding}, got shape {tuple(x.shape)}"
         )
+
+
+def _weight(name: str, weight: Any, channels: int, whose: str, groups: int, dtype: torch.dtype | None, device: torch.device) -> None:
+    if not isinstance(weight, Tensor) or weight.dim() != 4:
+        got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise ValueError(f"{name} must have 4 dimensions (K, C/groups, R, S), got {got}")
+    if channels % groups or weight.size(0) % groups:
+        raise ValueError(f"groups must divide the channels of {whose}, {channels}, and of {name}, {weight.size(0)}, got {groups}")
+    if weight.size(1) * groups != channels:
+        raise ValueError(
+            f"{name} must take the {channels} channels of {whose} in {groups} group(s), got shape {tuple(weight.shape)}, "
+            f"which takes {weight.size(1) * groups}"
+        )
+    if dtype is not None and weight.dtype != dtype:
+        raise TypeError(f"{name} must have the dtype of x, {dtype}, outside autocast, got {weight.dtype}")
+    if weight.device != device:
+        raise ValueError(f"{name} must be on the device of x, {device}, got {weight.device}")
+
+
+def unit_tensors(x: Tensor, parts: Sequence[Any], autocast: torch.dtype | None) -> None:
+    """Every vector and weight of the units fits what reaches it: one element would broadcast in silence, another dtype promote.
+
+    A quick test finds what is wrong, on every call; the sentence is made only then.
+    """
+    device, channels, dtype = x.device, x.size(1), None if autocast else x.dtype
+    for unit, projection, params, buffers in parts:
+        entering, taken = channels, 0
+        for i, layer in enumerate(unit.layers):
+            gamma, beta, weight = params[3 * i : 3 * i + 3]
+            vectors = [gamma, beta]
+            if layer.norm and (layer.update or not layer.batch):
+                vectors += buffers[taken : taken + 2]
+                taken += 3
+            for v in vectors:
+                if v is not None and (v.numel() != channels or v.device != device):
+                    _vector(f"bn{i + 1}", v, channels, "its input", device)
+            conv = layer.conv
+            if weight.size(1) * conv.groups != channels or (dtype and weight.dtype != dtype) or weight.device != device:
+                _weight(f"conv{i + 1}", weight, channels, "its input", conv.groups, dtype, device)
+            channels = weight.size(0)
+        if projection is not None:
+            _weight("downsample", projection, entering, "x", unit.projection.groups, dtype, device)
+            if projection.size(0) != channels:
+                raise ValueError(f"downsample must give the {channels} channels of the unit, got shape {tuple(projection.shape)}")
+
+
+def unit_statistics(shape: Sequence[int], parts: Sequence[Any]) -> None:
+    """Every layer that uses batch statistics sees more than one value per channel."""
+    for unit, _, params, _ in parts:
+        for i, layer in enumerate(unit.layers):
+            if layer.norm and layer.batch:
+                batch_statistics(shape)
+            shape = conv_out_shape(shape, params[3 * i + 2].shape, *layer.conv[:3])
 
 
 def batch_statistics(shape: Sequence[int]) -> None:

@@ -22,6 +22,13 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind)
 
 
+def refuse_vmap(dy: Tensor) -> None:
+    """Refuse a gradient that is a batch of gradients: the kernels would see one tensor."""
+    functorch = torch._C._functorch
+    if not torch.compiler.is_compiling() and (functorch.is_batchedtensor(dy) or functorch.is_legacy_batchedtensor(dy)):
+        raise RuntimeError("fused_preact: batched gradients (is_grads_batched, vmap) are not supported, compute them one by one")
+
+
 def gather(group: Group | None):
     """The exchange of merged statistics between bn_stats and bn_finalize: gathered ranks are just more tiles."""
     return None if group is None else functools.partial(_gather, group)

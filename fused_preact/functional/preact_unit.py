@@ -1,18 +1,16 @@
 """Whole residual units, differentiable: one Function for one unit, or for the units of a segment."""
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fused_preact.backends import insisted
-from fused_preact.backends.layout import conv_out_shape
 from fused_preact.backends.records import Unit
 from fused_preact.functional import checks
 from fused_preact.functional.bn_relu_conv2d import cast
-from fused_preact.functional.context import Group, autocast_dtype, gather, reduce
+from fused_preact.functional.context import Group, autocast_dtype, gather, reduce, refuse_vmap
 from fused_preact.ops import traced, unit_operators
 from fused_preact.ops import unit as composed
 from fused_preact.ops.unit import Needs
@@ -60,7 +58,8 @@ class PreActUnits(torch.autograd.Function):
                 unit, h, stats, projection, params, buffers[i], chain.keep, wanted, chain.insisted, **exchange
             )
             saved += [bns, *inner]
-        ctx.save_for_backward(x, *tensors, *saved)
+        # gamma and beta live on in bns.
+        ctx.save_for_backward(x, *(t if t is not None and t.dim() == 4 else None for t in tensors), *saved)
         ctx.set_materialize_grads(False)
         if stats is not None:
             ctx.mark_non_differentiable(stats)
@@ -71,6 +70,7 @@ class PreActUnits(torch.autograd.Function):
         chain, need = ctx.chain, ctx.needs_input_grad
         if dy is None:
             return (None,) * len(need)
+        refuse_vmap(dy)
         x, *rest = ctx.saved_tensors
         tensors, saved = rest[: len(ctx.dtypes)], rest[len(ctx.dtypes) :]
         exchange = {} if chain.group is None else {"reduce": reduce(chain.group)}
@@ -145,39 +145,16 @@ def preact_unit(
     """
     checks.activation("x", x)
     checks.one_of("memory", memory, MEMORIES)
+    if not parts:
+        raise ValueError("parts must hold at least one unit, got none")
     dtype = autocast_dtype(x)
-    first, weight = parts[0].unit.layers[0], parts[0].params[2]
-    if weight.size(1) * first.conv.groups != x.size(1) or (weight.dtype != x.dtype and dtype is None) or weight.device != x.device:
-        checks.conv_weight("weight", weight, x, first.conv, dtype)
-    _check_channels(parts)
+    checks.unit_tensors(x, parts, dtype)
+    checks.statistics(stats, x)
     if x.size(0) < 2 and process_group is None:
-        _check_counts(x.shape, parts)
-    chain = Chain(tuple(p.unit for p in parts), memory == "layer", return_stats, dtype, process_group, insisted())
+        checks.unit_statistics(x.shape, parts)
+    # Without gradients there is no backward to keep anything for.
+    keep = memory == "layer" and torch.is_grad_enabled()
+    chain = Chain(tuple(p.unit for p in parts), keep, return_stats, dtype, process_group, insisted())
     tensors = [t for p in parts for t in (p.projection, *p.params)]
     y, out = PreActUnits.apply(chain, [p.buffers for p in parts], x, stats, *tensors)
     return (y, out) if return_stats else y
-
-
-def _check_channels(parts: Sequence[UnitTensors]) -> None:
-    """Every vector has an element, and every weight an input, for each channel that reaches it: one element would broadcast in silence."""
-    channels = parts[0].params[2].size(1) * parts[0].unit.layers[0].conv.groups
-    for part in parts:
-        buffers = iter(part.buffers)
-        for i, layer in enumerate(part.unit.layers):
-            gamma, beta, weight = part.params[3 * i : 3 * i + 3]
-            mean, var, _ = islice(buffers, 3) if layer.norm and (layer.update or not layer.batch) else (None, None, None)
-            for v in (gamma, beta, mean, var):
-                if v is not None and v.numel() != channels:
-                    raise ValueError(f"norm {i + 1} must have {channels} channels, as its input has, got {v.numel()}")
-            if weight.size(1) * layer.conv.groups != channels:
-                raise ValueError(f"weight {i + 1} must take the {channels} channels of its input, got shape {tuple(weight.shape)}")
-            channels = weight.size(0)
-
-
-def _check_counts(shape: Sequence[int], parts: Sequence[UnitTensors]) -> None:
-    """Every layer that uses batch statistics sees more than one value per channel."""
-    for part in parts:
-        for i, layer in enumerate(part.unit.layers):
-            if layer.norm and layer.batch:
-                checks.batch_statistics(shape)
-            shape = conv_out_shape(shape, part.params[3 * i + 2].shape, *layer.conv[:3])

@@ -1,8 +1,17 @@
 """Drop-in modules that compose real nn.BatchNorm2d and nn.Conv2d children."""
 
 from fused_preact.modules.preact_conv2d import PreActConv2d
-from fused_preact.modules.preact_sequential import PreActSequential, hand_on
+from fused_preact.modules.preact_sequential import PreActSequential, hand_on, reads_statistics
 from fused_preact.modules.preact_unit import PreActBlock, PreActBottleneck, PreActResidual
 from fused_preact.modules.tail import bn_relu_of
 
-__all__ = ["PreActBlock", "PreActBottleneck", "PreActConv2d", "PreActResidual", "PreActSequential", "bn_relu_of", "hand_on"]
+__all__ = [
+    "PreActBlock",
+    "PreActBottleneck",
+    "PreActConv2d",
+    "PreActResidual",
+    "PreActSequential",
+    "bn_relu_of",
+    "hand_on",
+    "reads_statistics",
+]

@@ -42,13 +42,20 @@ def layer_of(bn: nn.BatchNorm2d | None, conv: Conv) -> Layer:
     if bn is None:
         return Layer(conv, relu=False, norm=False, batch=False, update=False)
     tracked = bn._buffers["running_mean"] is not None
+    # A cumulative average without a counter never moves, as in torch.
+    momentum = 0.0 if bn.momentum is None and bn._buffers["num_batches_tracked"] is None else bn.momentum
     return Layer(
         conv,
         batch=bn.training or not tracked,
         update=bn.training and bn.track_running_stats and tracked,
-        momentum=bn.momentum,
+        momentum=momentum,
         eps=bn.eps,
     )
+
+
+def uses_batch_statistics(bn: nn.Module | None) -> bool:
+    """Whether a norm normalises with the statistics of the batch."""
+    return type(bn) in NORMS and (bn.training or bn._buffers["running_mean"] is None)
 
 
 def buffers_of(bn: nn.BatchNorm2d) -> tuple[Tensor | None, ...]:

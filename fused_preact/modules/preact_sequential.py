@@ -1,11 +1,12 @@
 """Residual units in a row, which hand their statistics on and share one segment's memory."""
 
 import math
+from typing import Any, Self
 
 from torch import Tensor, nn
 
 from fused_preact.functional import preact_unit
-from fused_preact.modules.children import any_global_hook, has_hooks
+from fused_preact.modules.children import any_global_hook, has_hooks, uses_batch_statistics
 from fused_preact.modules.preact_unit import PreActResidual
 
 
@@ -13,50 +14,66 @@ class PreActSequential(nn.Sequential):
     """An nn.Sequential of pre-activation units. Each unit's output statistics come from its last convolution and go to the next unit.
 
     Units with memory="segment" are run in segments of `segment` units (None: about the square root of their number, which balances what
-    a segment saves and what it recomputes). A unit that somebody watches (hooks) runs by itself, through __call__.
+    a segment saves and what it recomputes). A unit that somebody watches (hooks), or that has a forward of its own, runs by itself, through
+    __call__; so does any other module among them, without statistics.
     """
 
-    def __init__(self, *units: PreActResidual, segment: int | None = None) -> None:
+    def __init__(self, *units: Any, segment: int | None = None) -> None:
         super().__init__(*units)
-        for unit in units:
-            if not isinstance(unit, PreActResidual):
-                raise TypeError(f"units must be pre-activation residual units, got {type(unit).__name__}")
-        if segment is not None and segment < 1:
-            raise ValueError(f"segment must be a whole number of at least 1, got {segment}")
+        if segment is not None and (not isinstance(segment, int) or segment < 1):
+            raise ValueError(f"segment must be a whole number of at least 1, got {segment!r}")
         self.segment = segment
+
+    def __getitem__(self, index: slice | int) -> Self | nn.Module:
+        found = super().__getitem__(index)
+        if isinstance(index, slice):
+            found.segment = self.segment
+        return found
 
     def forward(self, x: Tensor, stats: Tensor | None = None, return_stats: bool = False) -> Tensor | tuple[Tensor, Tensor | None]:
         """(N, C, H, W) through all units; stats and return_stats as in a single unit."""
         pieces = self._segments()
         for i, piece in enumerate(pieces):
-            wanted = return_stats or i < len(pieces) - 1
+            wanted = return_stats if i == len(pieces) - 1 else reads_statistics(pieces[i + 1][0])
             x, stats = _segment(piece, x, stats, wanted) if len(piece) > 1 else hand_on(piece[0], x, stats, wanted)
         return (x, stats) if return_stats else x
 
-    def _segments(self) -> list[list[PreActResidual]]:
-        length = self.segment or max(1, math.isqrt(sum(unit.memory == "segment" for unit in self)))
-        pieces: list[list[PreActResidual]] = []
-        open_piece = False
-        for unit in self:
-            joins = unit.memory == "segment" and not (has_hooks(unit) or any_global_hook() or unit.must_call_children())
-            if joins and open_piece and len(pieces[-1]) < length:
+    def _segments(self) -> list[list[nn.Module]]:
+        """The units in pieces: segments, whose norms all share statistics with the same processes, and single units."""
+        members = [isinstance(unit, PreActResidual) and not any_global_hook() and unit.joins_segments() for unit in self]
+        length = self.segment or max(1, math.isqrt(sum(members)))
+        pieces: list[list[nn.Module]] = []
+        groups: set | None = None
+        for unit, member in zip(self, members, strict=True):
+            own = unit.sync_groups() if member else set()
+            if member and groups is not None and len(pieces[-1]) < length and len(groups | own) <= 1:
                 pieces[-1].append(unit)
+                groups |= own
             else:
                 pieces.append([unit])
-            open_piece = joins
+                groups = own if member else None
         return pieces
 
 
 def _segment(units: list[PreActResidual], x: Tensor, stats: Tensor | None, want_stats: bool) -> tuple[Tensor, Tensor | None]:
+    group = next(iter(set().union(*(unit.sync_groups() for unit in units))), None)
     parts = (unit.tensors() for unit in units)
-    return preact_unit(x, *parts, stats=stats, return_stats=True, memory="segment", process_group=units[0].sync_group())
+    y = preact_unit(x, *parts, stats=stats, return_stats=want_stats, memory="segment", process_group=group)
+    return y if want_stats else (y, None)
 
 
-def hand_on(unit: nn.Module, x: Tensor, stats: Tensor | None, want_stats: bool) -> tuple[Tensor, Tensor | None]:
-    """unit(x) and the statistics of the result, if nobody could have changed what they belong to.
+def reads_statistics(module: nn.Module) -> bool:
+    """Whether `module` (a norm, a unit or a chain) begins with a norm that uses the statistics of its input."""
+    if isinstance(module, PreActSequential):
+        return len(module) > 0 and reads_statistics(module[0])
+    return module.reads_statistics() if isinstance(module, PreActResidual) else uses_batch_statistics(module)
+
+
+def hand_on(module: nn.Module, x: Tensor, stats: Tensor | None, want_stats: bool) -> tuple[Tensor, Tensor | None]:
+    """module(x) and the statistics of the result if wanted, and if nobody could have changed what they belong to.
 
     A pre-hook may replace x, a forward hook the result, and either should see plain tensors.
     """
-    if has_hooks(unit) or any_global_hook():
-        return unit(x), None
-    return unit(x, stats, True) if want_stats else (unit(x, stats), None)
+    if has_hooks(module) or any_global_hook() or not isinstance(module, PreActResidual | PreActSequential):
+        return module(x), None
+    return module(x, stats, True) if want_stats else (module(x, stats), None)

@@ -9,7 +9,16 @@ from fused_preact.backends.records import Unit
 from fused_preact.functional import Group, UnitTensors, preact_unit
 from fused_preact.functional.checks import one_of
 from fused_preact.functional.preact_unit import MEMORIES
-from fused_preact.modules.children import any_global_hook, buffers_of, conv_of, layer_of, must_call, sync_group
+from fused_preact.modules.children import (
+    any_global_hook,
+    buffers_of,
+    conv_of,
+    has_hooks,
+    layer_of,
+    must_call,
+    sync_group,
+    uses_batch_statistics,
+)
 
 PREACTS = ("branch", "shared", "none")
 SHORTCUTS = ("auto", "identity", "projection", "pad")
@@ -65,7 +74,20 @@ class PreActResidual(nn.Module):
             convs.append(self.downsample)
         if any_global_hook() or any(must_call(bn) for bn, _ in layers) or any(must_call(c) or c.bias is not None for c in convs):
             return True
-        return len({sync_group(bn) for bn, _ in layers if bn is not None and bn.training}) > 1
+        return len(self.sync_groups()) > 1
+
+    def sync_groups(self) -> set[Group | None]:
+        """The groups of processes (None: this one alone) that norms of this unit share their batch statistics with."""
+        return {sync_group(bn) for bn, _ in self.layers() if uses_batch_statistics(bn)}
+
+    def joins_segments(self) -> bool:
+        """Whether a segment may run this unit's arithmetic without calling the unit: nobody would notice."""
+        own_forward = type(self).forward is not PreActResidual.forward or "forward" in self.__dict__ or self._compiled_call_impl
+        return self.memory == "segment" and not (own_forward or has_hooks(self) or self.must_call_children())
+
+    def reads_statistics(self) -> bool:
+        """Whether the unit begins with a norm that uses the statistics of its input."""
+        return uses_batch_statistics(self.layers()[0][0])
 
     def tensors(self) -> UnitTensors:
         """The unit as it is now, read from the children: for `preact_unit`."""
@@ -84,17 +106,13 @@ class PreActResidual(nn.Module):
         unit = Unit(tuple(layers), self.shortcut, self.preact == "shared", projection)
         return UnitTensors(unit, None if downsample is None else downsample._parameters["weight"], params, buffers)
 
-    def sync_group(self) -> Group | None:
-        """The processes that share batch statistics with this unit."""
-        groups = [sync_group(bn) for bn, _ in self.layers() if bn is not None and bn.training]
-        return groups[0] if groups else None
-
     def forward(self, x: Tensor, stats: Tensor | None = None, return_stats: bool = False) -> Tensor | tuple[Tensor, Tensor | None]:
         """x (N, in_channels, H, W) -> x + F(x). stats: statistics of x from the unit before; return_stats: return those of the result."""
         if self.must_call_children():
             y = self.call_children(x)
             return (y, None) if return_stats else y
-        return preact_unit(x, self.tensors(), stats=stats, return_stats=return_stats, memory=self.memory, process_group=self.sync_group())
+        group = next(iter(self.sync_groups()), None)
+        return preact_unit(x, self.tensors(), stats=stats, return_stats=return_stats, memory=self.memory, process_group=group)
 
     def call_children(self, x: Tensor) -> Tensor:
         """The same unit through the children themselves, unfused."""

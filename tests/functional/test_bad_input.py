@@ -7,6 +7,7 @@ from torch import nn
 import fused_preact as fp
 from fused_preact import PreActBlock, PreActBottleneck, PreActConv2d, PreActSequential
 from fused_preact.models import create_model
+from fused_preact.modules import bn_relu_of
 
 X, W = torch.randn(2, 4, 6, 6), torch.randn(3, 4, 3, 3)
 V = torch.ones(4)
@@ -43,6 +44,16 @@ def call(x=X, gamma=V, beta=V, mean=None, var=None, weight=W, bias=None, **optio
         ({"stride": (1, 2, 3)}, ValueError, r"stride must be .* got \(1, 2, 3\)"),
         ({"stride": 1.5}, ValueError, "stride must be .* got 1.5"),
         ({"dilation": 0}, ValueError, "dilation must be a whole number of at least 1"),
+        ({"x": X[:, :, :0]}, ValueError, r"x must have at least one channel and one pixel, got shape \(2, 4, 0, 6\)"),
+        ({"x": X.to_sparse()}, TypeError, "x must be a dense tensor, got layout torch.sparse_coo"),
+        ({"gamma": [1.0] * 4}, TypeError, "bn_weight must be a Tensor or None, got list"),
+        ({"stats": torch.ones(1, 3, 8)}, ValueError, r"stats must have shape \(tiles, 3, 4\), .* got \(1, 3, 8\)"),
+        ({"stats": "none"}, ValueError, "stats must have shape .* got str"),
+        ({"eps": -1.0}, ValueError, "eps must be a positive number, got -1.0"),
+        ({"eps": "x"}, ValueError, "eps must be a positive number, got 'x'"),
+        ({"momentum": "a"}, TypeError, "momentum must be a number or None, got 'a'"),
+        ({"groups": True}, ValueError, "groups must be a whole number of at least 1, got True"),
+        ({"mean": V, "var": V, "num_batches_tracked": 3}, TypeError, "num_batches_tracked must be a Tensor or None, got int"),
         ({"mean": V, "var": V, "momentum": None}, ValueError, "num_batches_tracked must be given when momentum is None"),
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else None,
@@ -65,9 +76,9 @@ def test_running_statistics_do_not_move_when_refused():
     ("x", "error", "words"),
     [
         (torch.randn(8, 4, 4), ValueError, "x must have 4 dimensions"),
-        (torch.randn(2, 7, 4, 4), ValueError, "weight must take the 7 channels of x"),
-        (torch.randn(2, 8, 4, 4).double(), TypeError, "weight must have the dtype of x"),
-        (torch.randn(2, 8, 4, 4, device="meta"), ValueError, "weight must be on the device of x, meta, got cpu"),
+        (torch.randn(2, 7, 4, 4), ValueError, "conv1 must take the 7 channels of its input|bn1 must have shape"),
+        (torch.randn(2, 8, 4, 4).double(), TypeError, "conv1 must have the dtype of x, torch.float64"),
+        (torch.randn(2, 8, 4, 4, device="meta"), ValueError, "bn1 must be on the device of x, meta, got cpu"),
         (torch.ones(2, 8, 4, 4, dtype=torch.int32), TypeError, "x must be float32"),
         (torch.randn(1, 8, 1, 1), ValueError, "Expected more than 1 value per channel"),
         (torch.randn(0, 8, 4, 4), ValueError, "x must hold at least one image"),
@@ -82,10 +93,13 @@ def test_units_refuse(x, error, words, module):
 @pytest.mark.parametrize(
     ("replace", "words"),
     [
-        ({"bn2": nn.BatchNorm2d(1)}, "norm 2 must have 2 channels, as its input has, got 1"),
-        ({"bn1": nn.BatchNorm2d(7)}, "norm 1 must have 8 channels, as its input has, got 7"),
-        ({"bn3": nn.BatchNorm2d(1, affine=False).eval()}, "norm 3 must have 2 channels, as its input has, got 1"),
-        ({"conv2": nn.Conv2d(3, 2, 3, padding=1, bias=False)}, r"weight 2 must take the 2 channels of its input, got shape \(2, 3, 3, 3\)"),
+        ({"bn2": nn.BatchNorm2d(1)}, r"bn2 must have shape \(2,\), one element per channel of its input, got \(1,\)"),
+        ({"bn1": nn.BatchNorm2d(7)}, r"bn1 must have shape \(8,\), .* got \(7,\)"),
+        ({"bn3": nn.BatchNorm2d(1, affine=False).eval()}, r"bn3 must have shape \(2,\), .* got \(1,\)"),
+        (
+            {"conv2": nn.Conv2d(3, 2, 3, padding=1, bias=False)},
+            r"conv2 must take the 2 channels of its input in 1 group\(s\), got shape \(2, 3, 3, 3\)",
+        ),
     ],
     ids=["one channel", "first norm", "frozen", "conv"],
 )
@@ -95,6 +109,46 @@ def test_children_that_do_not_fit(replace, words):
         setattr(unit, name, child)
     with pytest.raises(ValueError, match=words):
         unit(torch.randn(2, 8, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda u: u.conv2.bfloat16(), TypeError, "conv2 must have the dtype of x, torch.float32, outside autocast, got torch.bfloat16"),
+        (lambda u: u.downsample.double(), TypeError, "downsample must have the dtype of x"),
+        (lambda u: u.conv2.to("meta"), ValueError, "conv2 must be on the device of x, cpu, got meta"),
+        (lambda u: u.bn1.to("meta"), ValueError, "bn1 must be on the device of x, cpu, got meta"),
+        (lambda u: u.eval().bn3.to("meta"), ValueError, "bn3 must be on the device of x, cpu, got meta"),
+        (lambda u: setattr(u, "downsample", nn.Conv2d(8, 3, 1, 2, bias=False)), ValueError, "downsample must give the 16 channels"),
+        (lambda u: setattr(u, "downsample", nn.Conv2d(5, 16, 1, 2, bias=False)), ValueError, "downsample must take the 8 channels of x"),
+    ],
+)
+def test_parts_of_a_unit_with_other_dtypes_and_devices(change, error, words):
+    unit = PreActBottleneck(8, 4, 2, preact="shared")
+    change(unit)
+    with pytest.raises(error, match=words):
+        unit(torch.randn(2, 8, 4, 4))
+
+
+def test_a_unit_needs_parts():
+    with pytest.raises(ValueError, match="parts must hold at least one unit, got none"):
+        fp.preact_unit(torch.randn(2, 4, 4, 4))
+
+
+def test_the_tail_checks_its_input():
+    """relu(bn(x)) at the end of a network: one value per channel has no statistics."""
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        bn_relu_of(nn.BatchNorm2d(4), torch.randn(1, 4, 1, 1))
+    with pytest.raises(ValueError, match="x must have 4 dimensions"):
+        bn_relu_of(nn.BatchNorm2d(4), torch.randn(4, 4))
+
+
+@pytest.mark.parametrize("module", [PreActConv2d(4, 4, 1), PreActBlock(4, 4), PreActBottleneck(4, 1, memory="unit")], ids=repr)
+def test_batched_gradients_are_refused(module):
+    x = torch.randn(2, 4, 4, 4, requires_grad=True)
+    y = module(x)
+    with pytest.raises(RuntimeError, match=r"batched gradients \(is_grads_batched, vmap\) are not supported"):
+        torch.autograd.grad(y, x, torch.ones(3, *y.shape), is_grads_batched=True)
 
 
 def test_memory_of_the_function_is_checked():
@@ -136,11 +190,6 @@ def test_empty_batch_in_eval_is_empty():
 def test_constructors_refuse(make, words):
     with pytest.raises(ValueError, match=words):
         make()
-
-
-def test_sequential_takes_units_only():
-    with pytest.raises(TypeError, match="units must be pre-activation residual units, got Conv2d"):
-        PreActSequential(nn.Conv2d(3, 3, 1))
 
 
 def test_unusable_backend_says_why():
