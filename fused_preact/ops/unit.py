@@ -1,6 +1,7 @@
 """Whole residual units: one call each way where a backend has it, composed of the primitives otherwise.
 
-A unit's tensors: params is gamma, beta, weight of each layer in order; buffers is running_mean, running_var, num_batches_tracked of
+A unit's tensors: params is gamma, beta, weight of each layer in order (backward and recomputation find gamma and beta in bns: there
+they are None); buffers is running_mean, running_var, num_batches_tracked of
 each layer that has them. bns [5, sum of C] holds the bn vectors of all layers side by side; inner are the outputs of all layers but
 the last, the only activations besides x that backward reads (and recomputes if they were not kept).
 """

@@ -52,6 +52,24 @@ def check(rank: int, sizes: tuple[int, int], memory: str, compiled: bool) -> Non
     torch.testing.assert_close(m(x), plain(x), msg=lambda s: f"eval: {s}")
 
 
+def check_mixed(rank: int, synced: set[int], frozen: set[int]) -> None:
+    """Units of one segment whose norms share statistics with different processes: the same as layer by layer."""
+    results = []
+    for memory in ("layer", "segment"):
+        torch.manual_seed(1)
+        units = PreActSequential(*(PreActBlock(4, 4, memory=memory) for _ in range(5)), segment=3).double()
+        for i in synced:
+            units[i] = nn.SyncBatchNorm.convert_sync_batchnorm(units[i])
+        for i in frozen:
+            units[i].eval()
+        x = torch.randn(7, 4, 5, 5, dtype=torch.float64).split((3, 4))[rank].requires_grad_()
+        y = units(x)
+        y.square().sum().backward()
+        results.append((y, x.grad, *(p.grad for p in units.parameters()), *units.buffers()))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
 def main(rank: int, rendezvous: Path) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -63,6 +81,11 @@ def main(rank: int, rendezvous: Path) -> None:
     check(rank, SIZES["uneven"], "layer", compiled=True)
     check(rank, SIZES["uneven"], "unit", compiled=True)
     print("compiled", flush=True)
+    check_mixed(rank, synced={0, 1, 2, 3, 4}, frozen={0})
+    check_mixed(rank, synced={2}, frozen={0, 1, 3, 4})
+    check_mixed(rank, synced={0}, frozen=set())
+    check_mixed(rank, synced={1, 2}, frozen={3})
+    print("mixed", flush=True)
     dist.destroy_process_group()
 
 

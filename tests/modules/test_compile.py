@@ -131,7 +131,9 @@ def test_use_backend_is_recorded_in_the_graph():
     assert not calls, "outside the context the table chooses again"
 
 
-def test_export_in_eval_mode():
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_export_in_eval_mode(dynamic):
     m, x = net().eval(), image()
-    program = torch.export.export(m, (x,))
+    program = torch.export.export(m, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=64)},) if dynamic else None)
+    x = image(5 if dynamic else 3)
     torch.testing.assert_close(program.module()(x), m(x))

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 import fused_preact as fp
-from fused_preact import PreActBlock, PreActBottleneck, PreActSequential
+from fused_preact import PreActBlock, PreActBottleneck, PreActConv2d, PreActSequential
 from fused_preact.backends import eager, register
+from fused_preact.bench.memory import peak_bytes
+from fused_preact.models import create_model
 from tests.modules.test_units import D, assert_same, randomise, results
 
 
@@ -121,3 +123,113 @@ def test_hooks_on_units_see_plain_tensors_and_may_change_them():
         h = 2 * h if i == 1 else h
     assert isinstance(seen[0], torch.Tensor)
     torch.testing.assert_close(got, h)
+
+
+def of_blocks(memory: str, n: int = 4, kind: type = PreActBlock) -> PreActSequential:
+    torch.manual_seed(3)
+    return randomise(PreActSequential(*(kind(8, 8, memory=memory) for _ in range(n)), segment=3))
+
+
+class Halved(PreActBlock):
+    """A unit with a forward of its own, as stochastic depth or squeeze-and-excitation would have."""
+
+    def forward(self, x, stats=None, return_stats=False):
+        y = super().forward(x) / 2
+        return (y, None) if return_stats else y
+
+
+def test_segments_call_units_with_a_forward_of_their_own():
+    x = torch.randn(2, 8, 6, 6)
+    for kind in (Halved, PreActBlock):
+        nets = [of_blocks(memory, kind=kind) for memory in ("layer", "segment")]
+        if kind is PreActBlock:
+            for net in nets:
+                net[1].forward = lambda x, stats=None, return_stats=False: (3 * x, None) if return_stats else 3 * x
+        torch.testing.assert_close(nets[1](x), nets[0](x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("memory", ["unit", "segment"])
+@pytest.mark.parametrize("forward_autocast", [False, True])
+def test_backward_inside_autocast_recomputes_the_same_bits(forward_autocast, memory):
+    x = torch.randn(2, 8, 6, 6)
+    grads = []
+    for mode, backward_dtype in (("layer", None), (memory, torch.bfloat16), (memory, torch.float16)):
+        net = of_blocks(mode)
+        with torch.autocast("cpu", torch.bfloat16, enabled=forward_autocast):
+            y = net(x)
+        with torch.autocast("cpu", backward_dtype or torch.bfloat16, enabled=backward_dtype is not None):
+            y.float().square().sum().backward()
+        grads.append({name: p.grad for name, p in net.named_parameters()})
+    for other in grads[1:]:
+        assert_same(other, grads[0], rtol=0, atol=0)
+
+
+def test_slices_and_replaced_units():
+    """What people do with an nn.Sequential."""
+    net, x = of_blocks("segment"), torch.randn(2, 8, 6, 6)
+    half = net[:2]
+    assert type(half) is PreActSequential
+    assert half.segment == 3
+    torch.testing.assert_close(net[2:](half(x)), copy.deepcopy(net)(x))
+    net[1] = nn.Identity()
+    net.append(nn.Dropout(0.0))
+    twin = copy.deepcopy(net)
+    h = x
+    for module in twin:
+        h = module(h)
+    torch.testing.assert_close(net(x), h)
+
+
+def counted(monkeypatch) -> list[str]:
+    calls: list[str] = []
+    plain = eager.bn_stats
+    monkeypatch.setattr(eager, "bn_stats", lambda x: (calls.append("bn_stats"), plain(x))[1])
+    return calls
+
+
+def test_statistics_that_nobody_reads_are_not_computed(monkeypatch):
+    calls = counted(monkeypatch)
+    model, x = create_model("preact_resnet20").eval(), torch.randn(2, 3, 32, 32)
+    model(x)
+    assert not calls
+    model.train()(x)
+    # The stem is a plain convolution; every other norm takes the statistics of the convolution before it.
+    assert len(calls) == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    calls.clear()
+    chain = PreActSequential(*(PreActBlock(4, 4, preact="none") for _ in range(4)))
+    chain(torch.randn(2, 4, 5, 5))
+    assert len(calls) == 4, "one inside each unit, none between them"
+
+
+@pytest.mark.parametrize("memory", ["layer", "unit"])
+def test_nothing_is_kept_without_gradients(memory):
+    """Under no_grad, inner activations are freed as they are used."""
+    unit = PreActBottleneck(64, 16, memory=memory)
+    x = torch.randn(8, 64, 16, 16).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        fused = peak_bytes(lambda: unit(x), [])
+        plain = peak_bytes(lambda: unit.call_children(x), [])
+    assert fused <= plain + x.nbytes
+
+
+def test_parameters_of_norms_may_change_before_backward():
+    """As in torch: backward reads the vectors of its forward, not gamma and beta."""
+    for module in (PreActBlock(4, 4), PreActConv2d(4, 4, 1)):
+        x = torch.randn(2, 4, 4, 4, requires_grad=True)
+        y = module(x)
+        (wanted,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+        with torch.no_grad():
+            for bn in (m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
+                bn.weight.mul_(2)
+                bn.bias.add_(1)
+        assert torch.equal(torch.autograd.grad(y.sum(), x)[0], wanted)
+
+
+def test_cumulative_average_without_a_counter_never_moves():
+    """nn.BatchNorm2d's behaviour for momentum=None and no num_batches_tracked."""
+    unit = PreActBlock(4, 4)
+    unit.bn1.momentum, unit.bn1.num_batches_tracked = None, None
+    twin = copy.deepcopy(unit)
+    x = torch.randn(2, 4, 4, 4)
+    torch.testing.assert_close(unit(x), twin.call_children(x))
+    torch.testing.assert_close(unit.bn1.running_mean, twin.bn1.running_mean)

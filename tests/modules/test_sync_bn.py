@@ -27,4 +27,4 @@ def test_two_gloo_processes_equal_one(tmp_path, pytestconfig):
             worker.kill()
     for worker, output in zip(workers, outputs, strict=True):
         assert worker.returncode == 0, output
-        assert len(output.splitlines()) == 10, output
+        assert len(output.splitlines()) == 11, output
