@@ -1,7 +1,7 @@
 """Files that are either the old one or the new one, never half of each."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,24 +9,21 @@ from pathlib import Path
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk and rename it to `path`.
 
-    The temporary file keeps the suffix of `path`, because writers such as matplotlib choose a format by it.
+    The temporary file keeps the suffix of `path`, because writers such as matplotlib choose a format by it. What is no regular file (a
+    pipe, /dev/stdout) can't be replaced and is written to as it is.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    if path.exists() and not path.is_file():
+        write(path)
+        return
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+    # Opened here, so that the user's umask decides who may read it.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -3,11 +3,15 @@
 Exit codes: 0 done, 1 the command ran and failed, 2 what was asked for is impossible (one sentence on stderr, nothing written).
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
 from fused_preact.cli import bench, env, train
 from fused_preact.cli.arguments import ArgumentParser, UsageError
+
+# torch has a class for this on a GPU only.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 COMMANDS = {"train": train, "bench": bench, "env": env}
 
@@ -22,10 +26,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         sub.set_defaults(run=module.run)
     try:
         args = parser.parse_args(argv)
-        return args.run(args) or 0
+        code = args.run(args) or 0
+        sys.stdout.flush()
     except UsageError as error:
-        print(f"fused-preact: {error}", file=sys.stderr)
-        return 2
+        return _fail(2, str(error))
     except KeyboardInterrupt:
-        print("fused-preact: interrupted", file=sys.stderr)
-        return 130
+        return _fail(130, "interrupted")
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; what is left in the buffer must not be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(1, str(error))
+    except RuntimeError as error:
+        if not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise
+        return _fail(1, "there is not enough memory for this; a smaller --batch-size, or --memory unit or segment, needs less")
+    return code
+
+
+def _fail(code: int, sentence: str) -> int:
+    print(f"fused-preact: {sentence}", file=sys.stderr)
+    return code

@@ -74,7 +74,7 @@ def device(text: str) -> str:
         wanted = torch.device(text)
     except RuntimeError:
         wanted = None
-    if wanted is None or wanted.type not in ("cpu", "cuda"):
+    if wanted is None or wanted.type not in ("cpu", "cuda") or (wanted.type == "cpu" and wanted.index is not None):
         raise argparse.ArgumentTypeError(f"expected auto, cpu, cuda or cuda:N, got {text!r}")
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise argparse.ArgumentTypeError(f"expected a device of this machine, which has {torch.cuda.device_count()} GPUs, got {text!r}")

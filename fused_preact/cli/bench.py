@@ -1,6 +1,7 @@
 """`fused-preact bench`: time and weigh a fused network against PyTorch's own, in one process."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -26,9 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--model", type=named("model", list_models()), default="preact_resnet164", metavar="NAME", help=f"one of {', '.join(list_models())}"
     )
-    add("--batch-size", type=integer(1), default=64, metavar="N", help="images a step (default: %(default)s)")
+    add("--batch-size", type=integer(1, 1_000_000), default=64, metavar="N", help="images a step (default: %(default)s)")
     add(
-        "--image-size", type=integer(1), metavar="N", help="height and width of the images (default: 32 for CIFAR networks, 224 for others)"
+        "--image-size",
+        type=integer(1, 16384),
+        metavar="N",
+        help="height and width of the images (default: 32 for CIFAR networks, 224 for others)",
     )
     add("--device", type=device, default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N (default: auto)")
     add("--dtype", type=named("dtype", DTYPES), default="float32", metavar="DTYPE", help="float32, or bfloat16 or float16 by autocast")
@@ -60,7 +64,7 @@ def run(args: argparse.Namespace) -> int | None:
         report = compare(config, args.against, args.rounds, tell=lambda message: print(f"{message} ...", file=sys.stderr))
     except BackendRefusal as error:
         raise UsageError(str(error)) from None
-    except (Disagreement, CompileError, torch.OutOfMemoryError) as error:
+    except (Disagreement, CompileError) as error:
         print(f"fused-preact: {error}", file=sys.stderr)
         return 1
     finally:
@@ -114,6 +118,8 @@ def _file(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"expected a file, got the folder {text!r}")
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"expected a file in an existing folder, got {text!r}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"expected a file that can be written, got {text!r}")
     return path
 
 

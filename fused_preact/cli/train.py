@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -12,7 +13,7 @@ from fused_preact.functional.preact_unit import MEMORIES
 from fused_preact.models import list_models
 from fused_preact.train.config import TrainConfig
 from fused_preact.train.data import DATASETS
-from fused_preact.train.extras import MissingExtraError
+from fused_preact.train.extras import MissingExtraError, require
 from fused_preact.train.loop import DivergedError, fit
 
 HELP = "train a network on a small data set that needs no download"
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", named("model", list_models()), f"one of {', '.join(list_models())}", "NAME")
     add("--data", named("data set", list(DATASETS)), f"one of {', '.join(DATASETS)}", "NAME")
     add("--epochs", integer(1), "times through the training images", "N")
-    add("--batch-size", integer(2), "images a step", "N")
+    add("--batch-size", integer(2, 1_000_000), "images a step", "N")
     add("--lr", number(above=True), "peak of the one-cycle learning rate", "LR")
     add("--weight-decay", number(), "L2 penalty on every parameter", "WD")
     add("--dtype", named("dtype", DTYPES), f"one of {', '.join(DTYPES)}; 16 bits mean autocast with float32 weights", "DTYPE")
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace) -> int | None:
     check_dtype(args)
     options = {field.name: getattr(args, field.name) for field in fields(TrainConfig)}
     try:
+        for name in ("tqdm", "safetensors.torch", *(["sklearn"] if args.data == "digits" else [])):
+            require(name)
         result = fit(TrainConfig(**options | {"out": _new_folder(args)}))
     except MissingExtraError as error:
         raise UsageError(str(error)) from None
@@ -56,10 +59,15 @@ def run(args: argparse.Namespace) -> int | None:
 
 
 def _new_folder(args: argparse.Namespace) -> Path:
+    """--out, made and found writable before anything else is done."""
     out = args.out or Path("runs") / f"{args.model}-{args.data}-{time.strftime('%Y%m%d-%H%M%S')}"
-    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise UsageError(f"argument --out: expected a folder, got {str(out)!r}, where {str(existing)!r} is a file")
-    if existing == out and any(out.iterdir()):
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        full = any(out.iterdir())
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UsageError(f"argument --out: expected a folder that can be made and written, got {str(out)!r}: {error.strerror}") from None
+    if full:
         raise UsageError(f"argument --out: expected a new or empty folder, got {str(out)!r}, which has files in it")
     return out

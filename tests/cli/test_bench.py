@@ -64,9 +64,9 @@ def test_a_wrong_variant_is_not_timed(monkeypatch, tmp_path, capsys):
     ("arguments", "sentence"),
     [
         (["--model", "preact_resnet21"], "argument --model: unknown model 'preact_resnet21'; did you mean 'preact_resnet2"),
-        (["--batch-size", "0"], "argument --batch-size: expected a whole number of at least 1, got 0"),
+        (["--batch-size", "0"], "argument --batch-size: expected a whole number from 1 to 1000000, got 0"),
         (["--batch-size", "1", "--image-size", "4"], "argument --batch-size: expected at least 2 images"),
-        (["--image-size", "big"], "argument --image-size: expected a whole number of at least 1, got 'big'"),
+        (["--image-size", "big"], "argument --image-size: expected a whole number from 1 to 16384, got 'big'"),
         (["--device", "gpu"], "argument --device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
         (["--dtype", "float64"], "argument --dtype: unknown dtype 'float64'; did you mean 'float"),
         (["--dtype", "float16"], "argument --dtype: expected float32 or bfloat16 on the cpu, got 'float16'"),
@@ -152,3 +152,27 @@ def test_on_a_gpu(dtype, capsys):
         report = json.load(file)
     assert report["machine"]["gpu"]
     assert report["ratios"]["saved"]["eager"] < 0.6
+
+
+def test_too_much_memory_is_a_sentence(monkeypatch, capsys):
+    def allocate(*args, **options):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte.")
+
+    monkeypatch.setattr("fused_preact.cli.bench.compare", allocate)
+    assert main(["bench", "--model", "preact_resnet20"]) == 1
+    assert capsys.readouterr().err.startswith("fused-preact: there is not enough memory for this; a smaller --batch-size")
+
+
+def test_other_errors_are_not_hidden(monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("fused_preact.cli.bench.compare", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        main(["bench", "--model", "preact_resnet20"])
+
+
+@pytest.mark.parametrize("device", ["cpu:0", "cpu:7", "gpu", "meta"])
+def test_devices_that_are_none(device, capsys):
+    assert main(["bench", "--device", device]) == 2
+    assert f"expected auto, cpu, cuda or cuda:N, got {device!r}" in capsys.readouterr().err

@@ -51,7 +51,7 @@ def test_an_empty_folder_will_do(tmp_path):
         (["--data", "digit"], "argument --data: unknown data set 'digit'; did you mean 'digits'?"),
         (["--epochs", "0"], "argument --epochs: expected a whole number of at least 1, got 0"),
         (["--epochs", "1.5"], "argument --epochs: expected a whole number of at least 1, got '1.5'"),
-        (["--batch-size", "1"], "argument --batch-size: expected a whole number of at least 2, got 1"),
+        (["--batch-size", "1"], "argument --batch-size: expected a whole number from 2 to 1000000, got 1"),
         (["--lr", "0"], "argument --lr: expected a number above 0, got 0"),
         (["--lr", "nan"], "argument --lr: expected a number above 0, got nan"),
         (["--weight-decay", "-1"], "argument --weight-decay: expected a number of at least 0, got -1"),
@@ -89,7 +89,7 @@ def test_a_folder_with_files_is_refused_and_left_alone(tmp_path, capsys):
 def test_a_file_is_not_a_folder(tmp_path, capsys, out):
     (tmp_path / "file").write_text("precious")
     assert main([*SMALL, "--out", out]) == 2
-    assert f"argument --out: expected a folder, got '{out}'" in capsys.readouterr().err
+    assert f"argument --out: expected a folder that can be made and written, got '{out}': " in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "precious"
 
 
