@@ -10,8 +10,10 @@ from torch import nn
 
 import fused_preact as fp
 from fused_preact import PreActConv2d
+from fused_preact.bench.memory import saved_bytes
 from tests.testing.cases import LAYERS, backends, dtypes, formats
 from tests.testing.numerics import assert_as_accurate, drawn
+from tests.testing.spies import register_spy
 
 
 def module_of(case, dtype) -> PreActConv2d:
@@ -162,17 +164,7 @@ def test_autocast(x_dtype):
 
 def test_saves_x_once_and_never_z():
     m, x = PreActConv2d(8, 8, 3, padding=1), torch.randn(4, 8, 16, 16, requires_grad=True)
-    held = {}
-    own = {p.data_ptr() for p in m.parameters()}
-
-    def pack(t):
-        if t.data_ptr() not in own:
-            held[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        m(x)
-    assert sum(held.values()) == x.nbytes + 5 * 8 * 4
+    assert saved_bytes(m, lambda: m(x)) == x.nbytes + 5 * 8 * 4
 
 
 def test_input_changed_before_backward_is_noticed():
@@ -185,17 +177,7 @@ def test_input_changed_before_backward_is_noticed():
 
 def test_backend_of_forward_is_replayed_in_backward():
     """Autograd runs backward outside `use_backend`; the insisted backend still does it."""
-    from types import SimpleNamespace
-
-    from fused_preact.backends import eager, register
-
-    calls = []
-
-    def spy(name):
-        return lambda *args: (calls.append(name), getattr(eager, name)(*args))[1]
-
-    names = [name for name in vars(eager) if name.startswith("bn_")]
-    register("spy", SimpleNamespace(**{name: spy(name) for name in names}, why_not=lambda case: None, TWO_DGRADS=True))
+    calls = register_spy("spy", two_dgrads=True)
     m, x = PreActConv2d(4, 4, 3), torch.randn(2, 4, 6, 6, requires_grad=True)
     with fp.use_backend("spy"):
         y = m(x)

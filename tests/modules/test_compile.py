@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+import fused_preact as fp
 from fused_preact import PreActBlock, PreActBottleneck, PreActConv2d, PreActSequential
+from fused_preact.bench.memory import saved_bytes
 from tests.modules.test_units import assert_same, randomise, results
+from tests.testing.spies import register_spy
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler, and there is no g++")
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=needs_compiler)]
@@ -80,45 +83,20 @@ def test_frozen_norms_and_parameters():
     assert_same(got, wanted, rtol=1e-5, atol=1e-5)
 
 
-def saved(m: nn.Module, x: torch.Tensor) -> int:
-    held, own = {}, {t.data_ptr() for t in (*m.parameters(), *m.buffers())}
-
-    def pack(t):
-        if t.data_ptr() not in own:
-            held[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        y = m(x)
-    y.sum().backward()
-    return sum(held.values())
-
-
 @pytest.mark.parametrize("memory", ["layer", "unit"])
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 def test_compiled_units_save_no_more(train, memory):
     """The partitioner must not keep what backward recomputes."""
     m = PreActSequential(*(PreActBlock(16, 16, memory=memory) for _ in range(2))).train(train)
     x = torch.randn(4, 16, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
-    plain = saved(m, x)
+    plain = saved_bytes(m, lambda: m(x))
     m.compile(fullgraph=True, backend="aot_eager_decomp_partition")
-    assert saved(m, x) <= plain * 1.01
+    assert saved_bytes(m, lambda: m(x)) <= plain * 1.01
 
 
 def test_use_backend_is_recorded_in_the_graph():
     """A graph compiled while insisting replays that backend in its backward, outside the context."""
-    from types import SimpleNamespace
-
-    import fused_preact as fp
-    from fused_preact.backends import eager, register
-
-    calls = []
-
-    def spy(name):
-        return lambda *args: (calls.append(name), getattr(eager, name)(*args))[1]
-
-    names = [name for name in vars(eager) if name.startswith("bn_")]
-    register("compiled spy", SimpleNamespace(**{name: spy(name) for name in names}, why_not=eager.why_not, TWO_DGRADS=False))
+    calls = register_spy("compiled spy")
     m, x = PreActConv2d(3, 4, 3), image().requires_grad_()
     m.compile(fullgraph=True, backend="aot_eager")
     with fp.use_backend("compiled spy"):

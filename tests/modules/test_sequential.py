@@ -1,7 +1,6 @@
 """Chains of units: statistics handed on, passes counted, segments."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,10 +8,11 @@ from torch import nn
 
 import fused_preact as fp
 from fused_preact import PreActBlock, PreActBottleneck, PreActConv2d, PreActSequential
-from fused_preact.backends import eager, register
-from fused_preact.bench.memory import peak_bytes
+from fused_preact.backends import eager
+from fused_preact.bench.memory import peak_bytes, saved_bytes
 from fused_preact.models import create_model
 from tests.modules.test_units import D, assert_same, randomise, results
+from tests.testing.spies import register_spy
 
 
 def chain(memory: str = "layer", segment: int | None = None) -> PreActSequential:
@@ -62,13 +62,7 @@ def test_segment_with_frozen_units_below(frozen_below):
 @pytest.mark.parametrize("memory", ["layer", "unit", "segment"])
 def test_passes_a_unit(memory):
     """Inside a chain no bn_stats, and at most one bn_bwd a unit: inner BN backward passes are deferred into the convolutions."""
-    calls: list[str] = []
-
-    def count(name):
-        return lambda *args: (calls.append(name), getattr(eager, name)(*args))[1]
-
-    names = [name for name in vars(eager) if name.startswith("bn_")]
-    register("counting", SimpleNamespace(**{name: count(name) for name in names}, why_not=eager.why_not, TWO_DGRADS=False))
+    calls = register_spy("counting")
     net, x = chain(memory), image().requires_grad_()
     with fp.use_backend("counting"):
         y = net(x)
@@ -87,18 +81,8 @@ def test_passes_a_unit(memory):
 def test_segment_saves_every_kth_input():
     units = PreActSequential(*(PreActBottleneck(32, 8, memory="segment") for _ in range(9)))
     x = torch.randn(8, 32, 16, 16, requires_grad=True)
-    own = {p.data_ptr() for p in units.parameters()}
-    held = {}
-
-    def pack(t):
-        if t.data_ptr() not in own:
-            held[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        units(x)
-    big = [size for size in held.values() if size >= x.nbytes // 4]
-    assert big == [x.nbytes] * 3
+    vectors = sum(5 * 4 * bn.num_features for bn in units.modules() if isinstance(bn, nn.BatchNorm2d))
+    assert saved_bytes(units, lambda: units(x)) == 3 * x.nbytes + vectors
 
 
 def test_is_an_nn_sequential():
@@ -180,15 +164,11 @@ def test_slices_and_replaced_units():
     torch.testing.assert_close(net(x), h)
 
 
-def counted(monkeypatch) -> list[str]:
+def test_statistics_that_nobody_reads_are_not_computed(monkeypatch):
     calls: list[str] = []
     plain = eager.bn_stats
+    # Inside a convolution's epilogue too.
     monkeypatch.setattr(eager, "bn_stats", lambda x: (calls.append("bn_stats"), plain(x))[1])
-    return calls
-
-
-def test_statistics_that_nobody_reads_are_not_computed(monkeypatch):
-    calls = counted(monkeypatch)
     model, x = create_model("preact_resnet20").eval(), torch.randn(2, 3, 32, 32)
     model(x)
     assert not calls
