@@ -9,11 +9,11 @@ from pathlib import Path
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk and rename it to `path`.
 
-    The temporary file keeps the suffix of `path`, because writers such as matplotlib choose a format by it. What is no regular file (a
-    pipe, /dev/stdout) can't be replaced and is written to as it is.
+    The temporary file keeps the suffix of `path`, because writers such as matplotlib choose a format by it. What must not be replaced (a
+    pipe, a device, a link, as /dev/stdout is one) is written to as it is.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
+    if path.is_symlink() or (path.exists() and not path.is_file()):
         write(path)
         return
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")

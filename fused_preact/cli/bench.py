@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -118,8 +119,14 @@ def _file(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"expected a file, got the folder {text!r}")
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"expected a file in an existing folder, got {text!r}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"expected a file that can be written, got {text!r}")
+    try:
+        if not path.exists():
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        elif not os.access(path, os.W_OK):
+            raise PermissionError
+    except OSError:
+        raise argparse.ArgumentTypeError(f"expected a file that can be written, got {text!r}") from None
     return path
 
 

@@ -124,20 +124,34 @@ def unit_tensors(x: Tensor, parts: Sequence[Any], autocast: torch.dtype | None) 
         for i, layer in enumerate(unit.layers):
             gamma, beta, weight = params[3 * i : 3 * i + 3]
             vectors = [gamma, beta]
+            if layer.norm and not layer.eps > 0:
+                raise ValueError(f"eps of bn{i + 1} must be a positive number, got {layer.eps!r}")
             if layer.norm and (layer.update or not layer.batch):
                 vectors += buffers[taken : taken + 2]
                 taken += 3
             for v in vectors:
-                if v is not None and (v.numel() != channels or v.device != device):
+                if v is not None and (
+                    not isinstance(v, Tensor) or v.shape != (channels,) or not v.is_floating_point() or v.device != device
+                ):
                     _vector(f"bn{i + 1}", v, channels, "its input", device)
-            conv = layer.conv
-            if weight.size(1) * conv.groups != channels or (dtype and weight.dtype != dtype) or weight.device != device:
-                _weight(f"conv{i + 1}", weight, channels, "its input", conv.groups, dtype, device)
+            groups = layer.conv.groups
+            fits = isinstance(weight, Tensor) and weight.dim() == 4 and weight.size(1) * groups == channels and weight.device == device
+            if not fits or (dtype and weight.dtype != dtype):
+                _weight(f"conv{i + 1}", weight, channels, "its input", groups, dtype, device)
             channels = weight.size(0)
-        if projection is not None:
-            _weight("downsample", projection, entering, "x", unit.projection.groups, dtype, device)
-            if projection.size(0) != channels:
-                raise ValueError(f"downsample must give the {channels} channels of the unit, got shape {tuple(projection.shape)}")
+        _shortcut(unit, projection, entering, channels, dtype, device)
+
+
+def _shortcut(unit: Any, projection: Any, entering: int, leaving: int, dtype: torch.dtype | None, device: torch.device) -> None:
+    if (unit.shortcut == "projection") != (projection is not None):
+        raise ValueError(f"projection must be given for shortcut 'projection' and for no other, got {unit.shortcut!r}")
+    if projection is not None:
+        _weight("downsample", projection, entering, "x", unit.projection.groups, dtype, device)
+        if projection.size(0) != leaving:
+            raise ValueError(f"downsample must give the {leaving} channels of the unit, got shape {tuple(projection.shape)}")
+    elif leaving < entering or (leaving > entering and unit.shortcut == "identity"):
+        wanted = "as many" if unit.shortcut == "identity" else "at least as many"
+        raise ValueError(f"shortcut {unit.shortcut!r} needs {wanted} channels out as in, got {entering} in and {leaving} out")
 
 
 def unit_statistics(shape: Sequence[int], parts: Sequence[Any]) -> None:

@@ -1,14 +1,21 @@
 """Pre-activation ResNets as the authors' CIFAR and ImageNet codes have them, of fused units."""
 
-from itertools import pairwise
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fused_preact.models.architectures import Architecture
 from fused_preact.models.initialise import initialise
-from fused_preact.modules import PreActBlock, PreActBottleneck, PreActResidual, PreActSequential, bn_relu_of, hand_on, reads_statistics
+from fused_preact.modules import (
+    PreActBlock,
+    PreActBottleneck,
+    PreActResidual,
+    PreActSequential,
+    bn_relu_of,
+    hand_on,
+    takes_statistics,
+    uses_batch_statistics,
+)
 
 
 class PreActResNet(nn.Module):
@@ -58,8 +65,9 @@ class PreActResNet(nn.Module):
         x, stats = self.conv1(x), None
         if not self.architecture.cifar:
             x = F.max_pool2d(bn_relu_of(self.bn1, x), 3, 2, 1)
-        parts = [*(getattr(self, name) for name in self.stages), self.bn]
-        for stage, following in pairwise(parts):
-            x, stats = hand_on(stage, x, stats, reads_statistics(following))
+        stages = [getattr(self, name) for name in self.stages]
+        wanted = [*map(takes_statistics, stages[1:]), uses_batch_statistics(self.bn)]
+        for stage, want_stats in zip(stages, wanted, strict=True):
+            x, stats = hand_on(stage, x, stats, want_stats)
         z = bn_relu_of(self.bn, x, stats)
         return self.fc(torch.flatten(z.mean((2, 3)), 1))

@@ -28,6 +28,11 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
+def own_forward(module: nn.Module, base: type[nn.Module]) -> bool:
+    """Whether calling `module` runs something else than `base.forward`: a subclass's forward, one set on the instance."""
+    return type(module).forward is not base.forward or "forward" in module.__dict__
+
+
 def any_global_hook() -> bool:
     """Whether anybody watches calls of all modules."""
     return nn_module._has_any_global_hook()

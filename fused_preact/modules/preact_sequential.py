@@ -6,7 +6,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from fused_preact.functional import preact_unit
-from fused_preact.modules.children import any_global_hook, has_hooks, uses_batch_statistics
+from fused_preact.modules.children import any_global_hook, has_hooks, own_forward
 from fused_preact.modules.preact_unit import PreActResidual
 
 
@@ -34,13 +34,13 @@ class PreActSequential(nn.Sequential):
         """(N, C, H, W) through all units; stats and return_stats as in a single unit."""
         pieces = self._segments()
         for i, piece in enumerate(pieces):
-            wanted = return_stats if i == len(pieces) - 1 else reads_statistics(pieces[i + 1][0])
+            wanted = return_stats if i == len(pieces) - 1 else takes_statistics(pieces[i + 1][0])
             x, stats = _segment(piece, x, stats, wanted) if len(piece) > 1 else hand_on(piece[0], x, stats, wanted)
         return (x, stats) if return_stats else x
 
     def _segments(self) -> list[list[nn.Module]]:
         """The units in pieces: segments, whose norms all share statistics with the same processes, and single units."""
-        members = [isinstance(unit, PreActResidual) and not any_global_hook() and unit.joins_segments() for unit in self]
+        members = [isinstance(unit, PreActResidual) and unit.joins_segments() for unit in self]
         length = self.segment or max(1, math.isqrt(sum(members)))
         pieces: list[list[nn.Module]] = []
         groups: set | None = None
@@ -62,18 +62,25 @@ def _segment(units: list[PreActResidual], x: Tensor, stats: Tensor | None, want_
     return y if want_stats else (y, None)
 
 
-def reads_statistics(module: nn.Module) -> bool:
-    """Whether `module` (a norm, a unit or a chain) begins with a norm that uses the statistics of its input."""
+def takes_statistics(module: nn.Module) -> bool:
+    """Whether `hand_on` would give `module` the statistics of its input, and it uses them."""
     if isinstance(module, PreActSequential):
-        return len(module) > 0 and reads_statistics(module[0])
-    return module.reads_statistics() if isinstance(module, PreActResidual) else uses_batch_statistics(module)
+        return _is_plain(module) and len(module) > 0 and takes_statistics(module[0])
+    return isinstance(module, PreActResidual) and module.takes_statistics()
 
 
 def hand_on(module: nn.Module, x: Tensor, stats: Tensor | None, want_stats: bool) -> tuple[Tensor, Tensor | None]:
     """module(x) and the statistics of the result if wanted, and if nobody could have changed what they belong to.
 
-    A pre-hook may replace x, a forward hook the result, and either should see plain tensors.
+    A pre-hook may replace x, a forward hook the result, and either should see plain tensors; so should a forward that somebody wrote.
     """
-    if has_hooks(module) or any_global_hook() or not isinstance(module, PreActResidual | PreActSequential):
+    if not _is_plain(module):
         return module(x), None
     return module(x, stats, True) if want_stats else (module(x, stats), None)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether `module` is a unit or a chain of them that nobody watches or put another forward into."""
+    if isinstance(module, PreActSequential):
+        return not (own_forward(module, PreActSequential) or has_hooks(module) or any_global_hook())
+    return isinstance(module, PreActResidual) and module.is_plain()

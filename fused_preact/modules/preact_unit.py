@@ -16,6 +16,7 @@ from fused_preact.modules.children import (
     has_hooks,
     layer_of,
     must_call,
+    own_forward,
     sync_group,
     uses_batch_statistics,
 )
@@ -82,12 +83,17 @@ class PreActResidual(nn.Module):
 
     def joins_segments(self) -> bool:
         """Whether a segment may run this unit's arithmetic without calling the unit: nobody would notice."""
-        own_forward = type(self).forward is not PreActResidual.forward or "forward" in self.__dict__ or self._compiled_call_impl
-        return self.memory == "segment" and not (own_forward or has_hooks(self) or self.must_call_children())
+        if self.memory != "segment" or self._compiled_call_impl is not None or not self.is_plain():
+            return False
+        return not self.must_call_children()
 
-    def reads_statistics(self) -> bool:
-        """Whether the unit begins with a norm that uses the statistics of its input."""
-        return uses_batch_statistics(self.layers()[0][0])
+    def is_plain(self) -> bool:
+        """Whether nobody watches the unit or put another forward into it."""
+        return not (own_forward(self, PreActResidual) or has_hooks(self) or any_global_hook())
+
+    def takes_statistics(self) -> bool:
+        """Whether the unit can be given the statistics of its input, and uses them."""
+        return self.is_plain() and uses_batch_statistics(self.layers()[0][0])
 
     def tensors(self) -> UnitTensors:
         """The unit as it is now, read from the children: for `preact_unit`."""
