@@ -53,3 +53,13 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
     assert os.read(reader, 100) == b"all of it"
     os.close(reader)
     assert pipe.is_fifo()
+
+
+def test_a_link_stays_a_link(tmp_path):
+    """/dev/stdout is one, and may lead to a regular file."""
+    (tmp_path / "real").write_text("old")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "real")
+    write_atomically(link, lambda path: path.write_text("new"))
+    assert link.is_symlink()
+    assert (tmp_path / "real").read_text() == "new"

@@ -151,6 +151,53 @@ def test_batched_gradients_are_refused(module):
         torch.autograd.grad(y, x, torch.ones(3, *y.shape), is_grads_batched=True)
 
 
+def test_batched_gradients_of_the_tail_are_refused():
+    x = torch.randn(2, 4, 4, 4, requires_grad=True)
+    y = bn_relu_of(nn.BatchNorm2d(4), x)
+    with pytest.raises(RuntimeError, match="batched gradients"):
+        torch.autograd.grad(y, x, torch.ones(3, *y.shape), is_grads_batched=True)
+
+
+def replaced(unit, i, value):
+    """The parts of `unit` with one of its params replaced."""
+    parts = unit.tensors()
+    params = list(parts.params)
+    params[i] = value
+    return parts._replace(params=params)
+
+
+BLOCK = PreActBlock(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "words"),
+    [
+        (replaced(BLOCK, 0, torch.ones(4, dtype=torch.int32)), TypeError, "bn1 must have a floating dtype, got torch.int32"),
+        (replaced(BLOCK, 1, torch.ones(4, 1)), ValueError, r"bn1 must have shape \(4,\), .* got \(4, 1\)"),
+        (replaced(BLOCK, 3, [1.0] * 4), TypeError, "bn2 must be a Tensor or None, got list"),
+        (replaced(BLOCK, 5, torch.ones(4)), ValueError, r"conv2 must have 4 dimensions \(K, C/groups, R, S\), got \(4,\)"),
+        (replaced(BLOCK, 2, None), ValueError, "conv1 must have 4 dimensions .* got NoneType"),
+        (BLOCK.tensors()._replace(projection=torch.ones(4, 4, 1, 1)), ValueError, "projection must be given for shortcut 'projection'"),
+        (PreActBlock(4, 8).tensors()._replace(projection=None), ValueError, "projection must be given for shortcut 'projection'"),
+        (
+            replaced(BLOCK, 5, torch.ones(8, 4, 3, 3)),
+            ValueError,
+            "shortcut 'identity' needs as many channels out as in, got 4 in and 8 out",
+        ),
+        (
+            replaced(PreActBlock(4, 6, shortcut="pad"), 5, torch.ones(3, 6, 3, 3)),
+            ValueError,
+            "shortcut 'pad' needs at least as many channels out as in, got 4 in and 3 out",
+        ),
+        (PreActBlock(4, 4, eps=-1.0).tensors(), ValueError, "eps of bn1 must be a positive number, got -1.0"),
+    ],
+)
+def test_preact_unit_refuses(parts, error, words):
+    with pytest.raises(error, match=words):
+        fp.preact_unit(torch.randn(2, 4, 6, 6), parts)
+    assert BLOCK.bn1.num_batches_tracked == 0, "nothing has moved"
+
+
 def test_memory_of_the_function_is_checked():
     unit = PreActBlock(4, 4)
     with pytest.raises(ValueError, match="memory must be one of 'layer', 'unit', 'segment', got 'all'"):

@@ -85,6 +85,7 @@ def main(rank: int, rendezvous: Path) -> None:
     check_mixed(rank, synced={2}, frozen={0, 1, 3, 4})
     check_mixed(rank, synced={0}, frozen=set())
     check_mixed(rank, synced={1, 2}, frozen={3})
+    check_mixed(rank, synced={1}, frozen={0})
     print("mixed", flush=True)
     dist.destroy_process_group()
 

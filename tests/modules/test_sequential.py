@@ -122,14 +122,78 @@ class Halved(PreActBlock):
         return (y, None) if return_stats else y
 
 
-def test_segments_call_units_with_a_forward_of_their_own():
+class Third(PreActBlock):
+    """The same, with the signature that everybody writes."""
+
+    def forward(self, x):
+        return super().forward(x) / 3
+
+
+class Doubled(PreActSequential):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def one_by_one(net: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+    for module in copy.deepcopy(net):
+        x = module(x)
+    return x
+
+
+@pytest.mark.parametrize("memory", ["layer", "unit", "segment"])
+@pytest.mark.parametrize("kind", [Halved, Third])
+def test_units_with_a_forward_of_their_own_are_called(kind, memory):
+    net, x = of_blocks(memory, kind=kind), torch.randn(2, 8, 6, 6)
+    torch.testing.assert_close(net(x), one_by_one(net, x))
+
+
+@pytest.mark.parametrize("memory", ["layer", "unit", "segment"])
+def test_a_forward_put_into_a_unit_is_called(memory):
+    net, x = of_blocks(memory), torch.randn(2, 8, 6, 6)
+    net[1].forward = lambda x: 3 * x
+    torch.testing.assert_close(net(x), one_by_one(net, x))
+
+
+def test_nested_chains():
     x = torch.randn(2, 8, 6, 6)
-    for kind in (Halved, PreActBlock):
-        nets = [of_blocks(memory, kind=kind) for memory in ("layer", "segment")]
-        if kind is PreActBlock:
-            for net in nets:
-                net[1].forward = lambda x, stats=None, return_stats=False: (3 * x, None) if return_stats else 3 * x
-        torch.testing.assert_close(nets[1](x), nets[0](x), rtol=0, atol=0)
+    net = PreActSequential(of_blocks("layer", 2), Doubled(*of_blocks("unit", 2)), *of_blocks("segment", 2))
+    torch.testing.assert_close(net(x), one_by_one(net, x))
+
+
+def test_watched_children_end_a_segment():
+    """A hook on a norm inside a segment fires once a step, and the unit runs unfused."""
+    net, x, seen = of_blocks("segment", 5), torch.randn(2, 8, 6, 6), []
+    twin = copy.deepcopy(net)
+    net[2].bn2.register_forward_hook(lambda module, args, y: seen.append(y.shape))
+    torch.testing.assert_close(net(x), twin(x))
+    assert len(seen) == 1
+
+
+def test_global_hooks_see_plain_arguments():
+    net, x, seen = of_blocks("layer", 3), torch.randn(2, 8, 6, 6), []
+    handle = nn.modules.module.register_module_forward_pre_hook(
+        lambda module, args: seen.append(len(args)) if isinstance(module, PreActBlock) else None
+    )
+    net(x)
+    handle.remove()
+    assert seen == [1, 1, 1]
+
+
+@pytest.mark.compile
+def test_compiled_units_are_called():
+    torch._dynamo.reset()
+    net, x = of_blocks("segment"), torch.randn(2, 8, 6, 6)
+    twin, graphs = copy.deepcopy(net), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    net[1].compile(fullgraph=True, backend=backend)
+    torch.testing.assert_close(net(x), twin(x))
+    assert len(graphs) == 1
+    whole = torch.compile(net, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(whole(x), twin(x))
 
 
 @pytest.mark.parametrize("memory", ["unit", "segment"])
@@ -179,17 +243,21 @@ def test_statistics_that_nobody_reads_are_not_computed(monkeypatch):
     chain = PreActSequential(*(PreActBlock(4, 4, preact="none") for _ in range(4)))
     chain(torch.randn(2, 4, 5, 5))
     assert len(calls) == 4, "one inside each unit, none between them"
+    calls.clear()
+    PreActSequential(PreActBlock(4, 4), nn.BatchNorm2d(4))(torch.randn(2, 4, 5, 5))
+    assert len(calls) == 2, "another module is not given any"
 
 
-@pytest.mark.parametrize("memory", ["layer", "unit"])
-def test_nothing_is_kept_without_gradients(memory):
-    """Under no_grad, inner activations are freed as they are used."""
-    unit = PreActBottleneck(64, 16, memory=memory)
+def test_nothing_is_kept_without_gradients():
+    """Under no_grad, memory="layer" keeps nothing for a backward that will not come."""
     x = torch.randn(8, 64, 16, 16).contiguous(memory_format=torch.channels_last)
+    peaks = {}
     with torch.no_grad():
-        fused = peak_bytes(lambda: unit(x), [])
-        plain = peak_bytes(lambda: unit.call_children(x), [])
-    assert fused <= plain + x.nbytes
+        for memory in ("layer", "unit"):
+            unit = PreActBottleneck(64, 64, memory=memory)
+            unit(x)
+            peaks[memory] = peak_bytes(lambda unit=unit: unit(x), [])
+    assert peaks["layer"] == peaks["unit"]
 
 
 def test_parameters_of_norms_may_change_before_backward():
