@@ -62,16 +62,9 @@ def bn_relu(
     process_group: Group | None = None,
 ) -> Tensor:
     """Equivalent to `F.relu(F.batch_norm(x, ...))`, saving x once; the arguments are those of `bn_relu_conv2d`."""
-    checks.activation("x", x)
-    vectors = {"bn_weight": bn_weight, "bn_bias": bn_bias, "running_mean": running_mean, "running_var": running_var}
-    for name, v in vectors.items():
-        checks.channel_vector(name, v, x)
-    batch = training or running_mean is None
-    if batch and process_group is None:
-        checks.batch_statistics(x.shape)
-    update = training and running_mean is not None
-    checks.norm_settings(momentum, eps, num_batches_tracked, update)
-    checks.statistics(stats, x)
+    batch, update = checks.norm(
+        x, bn_weight, bn_bias, running_mean, running_var, num_batches_tracked, stats, training, momentum, eps, process_group is not None
+    )
     layer = Layer(relu=relu, batch=batch, update=update, momentum=momentum, eps=eps)
     call = Call(layer, False, None, process_group, insisted())
     return BNReLU.apply(call, x, stats, bn_weight, bn_bias, running_mean, running_var, num_batches_tracked)

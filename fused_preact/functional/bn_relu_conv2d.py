@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fused_preact.backends import insisted
 from fused_preact.backends.layout import conv_out_shape
-from fused_preact.backends.records import Layer
+from fused_preact.backends.records import Conv, Layer
 from fused_preact.functional import checks
 from fused_preact.functional.context import Group, autocast_dtype, gather, reduce, refuse_vmap
 from fused_preact.ops import backend_for
@@ -118,30 +118,22 @@ def bn_relu_conv2d(
 
     Raises: ValueError for shapes, values and devices, TypeError for dtypes, that don't fit; `BackendRefusal`.
     """
-    dtype = autocast_dtype(x) if isinstance(x, Tensor) else None
     conv = checks.conv_of(stride, padding, dilation, groups)
-    batch = training or running_mean is None
-    _check(x, bn_weight, bn_bias, running_mean, running_var, conv_weight, conv_bias, residual, conv, dtype)
-    if batch and process_group is None:
-        checks.batch_statistics(x.shape)
-    update = training and running_mean is not None
-    checks.norm_settings(momentum, eps, num_batches_tracked, update)
-    checks.statistics(stats, x)
-    layer = Layer(conv, relu, True, batch, update, momentum, eps)
-    call = Call(layer, return_stats, dtype, process_group, insisted())
+    batch, update = checks.norm(
+        x, bn_weight, bn_bias, running_mean, running_var, num_batches_tracked, stats, training, momentum, eps, process_group is not None
+    )
+    dtype = autocast_dtype(x)
+    _check_conv(x, conv_weight, conv_bias, residual, conv, dtype)
+    call = Call(Layer(conv, relu, True, batch, update, momentum, eps), return_stats, dtype, process_group, insisted())
     y, out = BNReLUConv2d.apply(
         call, x, stats, bn_weight, bn_bias, running_mean, running_var, num_batches_tracked, conv_weight, conv_bias, residual
     )
     return (y, out) if return_stats else y
 
 
-def _check(x, bn_weight, bn_bias, running_mean, running_var, conv_weight, conv_bias, residual, conv, dtype) -> None:
-    checks.activation("x", x)
-    vectors = {"bn_weight": bn_weight, "bn_bias": bn_bias, "running_mean": running_mean, "running_var": running_var}
-    for name, v in vectors.items():
-        checks.channel_vector(name, v, x)
-    if (running_mean is None) != (running_var is None):
-        raise ValueError("running_mean and running_var must be given together, got only one of them")
+def _check_conv(
+    x: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, residual: Tensor | None, conv: Conv, dtype: torch.dtype | None
+) -> None:
     checks.conv_weight("conv_weight", conv_weight, x, conv, dtype)
     if conv_bias is not None:
         checks.same_shape("conv_bias", conv_bias, (conv_weight.size(0),), x)

@@ -51,16 +51,42 @@ def statistics(stats: Any, x: Tensor) -> None:
     beside("stats", stats, x)
 
 
-def norm_settings(momentum: Any, eps: Any, tracked: Any, update: bool) -> None:
-    """momentum is a number or None, eps a positive one, num_batches_tracked a tensor where it is needed."""
+def norm(
+    x: Any,
+    bn_weight: Any,
+    bn_bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    num_batches_tracked: Any,
+    stats: Any,
+    training: bool,
+    momentum: Any,
+    eps: Any,
+    shared: bool,
+) -> tuple[bool, bool]:
+    """All arguments of a BatchNorm on x fit; returns whether it uses batch statistics, and whether it moves the running ones.
+
+    shared: other processes contribute to the statistics, so that x alone need not have any.
+    """
+    activation("x", x)
+    vectors = {"bn_weight": bn_weight, "bn_bias": bn_bias, "running_mean": running_mean, "running_var": running_var}
+    for name, v in vectors.items():
+        channel_vector(name, v, x)
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must be given together, got only one of them")
+    batch, update = training or running_mean is None, training and running_mean is not None
     if not (momentum is None or isinstance(momentum, int | float)):
         raise TypeError(f"momentum must be a number or None, got {momentum!r}")
     if not isinstance(eps, int | float) or not eps > 0:
         raise ValueError(f"eps must be a positive number, got {eps!r}")
-    if tracked is not None and not isinstance(tracked, Tensor):
-        raise TypeError(f"num_batches_tracked must be a Tensor or None, got {type(tracked).__name__}")
-    if update and momentum is None and tracked is None:
+    if num_batches_tracked is not None and not isinstance(num_batches_tracked, Tensor):
+        raise TypeError(f"num_batches_tracked must be a Tensor or None, got {type(num_batches_tracked).__name__}")
+    if update and momentum is None and num_batches_tracked is None:
         raise ValueError("num_batches_tracked must be given when momentum is None (cumulative average), got None")
+    statistics(stats, x)
+    if batch and not shared:
+        batch_statistics(x.shape)
+    return batch, update
 
 
 def beside(name: str, t: Tensor, x: Tensor) -> None:

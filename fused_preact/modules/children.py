@@ -1,7 +1,8 @@
 """What a fused module reads from its real nn.BatchNorm2d and nn.Conv2d children, and when it must call them instead."""
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
@@ -69,6 +70,23 @@ def buffers_of(bn: nn.BatchNorm2d) -> tuple[Tensor | None, ...]:
     return buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
 
 
+def norm_arguments(bn: nn.BatchNorm2d) -> dict[str, Any]:
+    """A norm as keyword arguments of `bn_relu` and `bn_relu_conv2d`."""
+    layer = layer_of(bn, Conv())
+    running_mean, running_var, tracked = buffers_of(bn) if layer.update or not layer.batch else (None, None, None)
+    return {
+        "bn_weight": bn.weight,
+        "bn_bias": bn.bias,
+        "running_mean": running_mean,
+        "running_var": running_var,
+        "num_batches_tracked": tracked,
+        "training": bn.training,
+        "momentum": layer.momentum,
+        "eps": layer.eps,
+        "process_group": sync_group(bn),
+    }
+
+
 def sync_group(bn: nn.Module | None) -> Group | None:
     """The processes that a SyncBatchNorm in training shares its batch statistics with; None for any other norm."""
     if type(bn) is not nn.SyncBatchNorm or not bn.training:
@@ -79,8 +97,3 @@ def sync_group(bn: nn.Module | None) -> Group | None:
     group = bn.process_group or dist.group.WORLD
     size = dist.get_world_size(group)
     return Group(group.group_name, size) if size > 1 else None
-
-
-def call_children(bn: nn.Module, conv: nn.Module, x: Tensor) -> Tensor:
-    """The same layer through the children themselves."""
-    return conv(F.relu(bn(x)))

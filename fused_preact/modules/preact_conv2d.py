@@ -1,9 +1,10 @@
 """BatchNorm -> ReLU -> Conv2d as one module."""
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fused_preact.functional import bn_relu_conv2d
-from fused_preact.modules.children import any_global_hook, buffers_of, call_children, conv_of, layer_of, must_call, sync_group
+from fused_preact.modules.children import any_global_hook, must_call, norm_arguments
 
 
 class PreActConv2d(nn.Module):
@@ -37,29 +38,19 @@ class PreActConv2d(nn.Module):
         """conv(relu(bn(x))) (+ residual); stats and return_stats hand statistics from layer to layer, as in `bn_relu_conv2d`."""
         bn, conv = self.bn, self.conv
         if must_call(bn) or must_call(conv) or any_global_hook():
-            y = call_children(bn, conv, x)
+            y = conv(F.relu(bn(x)))
             y = y if residual is None else y + residual
             return (y, None) if return_stats else y
-        layer = layer_of(bn, conv_of(conv))
-        running_mean, running_var, tracked = buffers_of(bn) if layer.update or not layer.batch else (None, None, None)
         return bn_relu_conv2d(
             x,
-            bn.weight,
-            bn.bias,
-            running_mean,
-            running_var,
-            conv.weight,
-            conv.bias,
+            conv_weight=conv.weight,
+            conv_bias=conv.bias,
             residual=residual,
-            training=bn.training,
-            momentum=layer.momentum,
-            eps=layer.eps,
             stride=conv.stride,
             padding=conv.padding,
             dilation=conv.dilation,
             groups=conv.groups,
-            num_batches_tracked=tracked,
             stats=stats,
             return_stats=return_stats,
-            process_group=sync_group(bn),
+            **norm_arguments(bn),
         )

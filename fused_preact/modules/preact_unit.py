@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fused_preact.backends.records import SHORTCUTS as UNIT_SHORTCUTS
 from fused_preact.backends.records import Unit
 from fused_preact.functional import Group, UnitTensors, preact_unit
 from fused_preact.functional.checks import one_of
@@ -22,7 +23,7 @@ from fused_preact.modules.children import (
 )
 
 PREACTS = ("branch", "shared", "none")
-SHORTCUTS = ("auto", "identity", "projection", "pad")
+SHORTCUTS = ("auto", *UNIT_SHORTCUTS)
 
 
 class PreActResidual(nn.Module):
@@ -68,14 +69,12 @@ class PreActResidual(nn.Module):
         return [(children.get(bn), children[conv]) for bn, conv in self.names]
 
     def must_call_children(self) -> bool:
-        """Whether the unit can't be fused: a child is watched, is not what it was or got a bias, or only some of its norms synchronise."""
+        """Whether reading the children is not enough: one is watched, is not what it was or got a bias."""
         layers = self.layers()
         convs = [conv for _, conv in layers]
         if "downsample" in self._modules:
             convs.append(self.downsample)
-        if any_global_hook() or any(must_call(bn) for bn, _ in layers) or any(must_call(c) or c.bias is not None for c in convs):
-            return True
-        return len(self.sync_groups()) > 1
+        return any_global_hook() or any(must_call(bn) for bn, _ in layers) or any(must_call(c) or c.bias is not None for c in convs)
 
     def sync_groups(self) -> set[Group | None]:
         """The groups of processes (None: this one alone) that norms of this unit share their batch statistics with."""
@@ -114,10 +113,11 @@ class PreActResidual(nn.Module):
 
     def forward(self, x: Tensor, stats: Tensor | None = None, return_stats: bool = False) -> Tensor | tuple[Tensor, Tensor | None]:
         """x (N, in_channels, H, W) -> x + F(x). stats: statistics of x from the unit before; return_stats: return those of the result."""
-        if self.must_call_children():
+        groups = self.sync_groups()
+        if len(groups) > 1 or self.must_call_children():
             y = self.call_children(x)
             return (y, None) if return_stats else y
-        group = next(iter(self.sync_groups()), None)
+        group = next(iter(groups), None)
         return preact_unit(x, self.tensors(), stats=stats, return_stats=return_stats, memory=self.memory, process_group=group)
 
     def call_children(self, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from torch import nn
 
 import fused_preact as fp
 from fused_preact import PreActBlock, PreActBottleneck, PreActConv2d, PreActSequential
+from fused_preact.functional import bn_relu
 from fused_preact.models import create_model
 from fused_preact.modules import bn_relu_of
 
@@ -141,6 +142,10 @@ def test_the_tail_checks_its_input():
         bn_relu_of(nn.BatchNorm2d(4), torch.randn(1, 4, 1, 1))
     with pytest.raises(ValueError, match="x must have 4 dimensions"):
         bn_relu_of(nn.BatchNorm2d(4), torch.randn(4, 4))
+    with pytest.raises(ValueError, match="running_mean and running_var must be given together"):
+        bn_relu(X, V, V, V, None, training=False)
+    with pytest.raises(ValueError, match="eps must be a positive number, got 0"):
+        bn_relu(X, V, V, None, None, training=True, eps=0)
 
 
 @pytest.mark.parametrize("module", [PreActConv2d(4, 4, 1), PreActBlock(4, 4), PreActBottleneck(4, 1, memory="unit")], ids=repr)
