@@ -32,7 +32,7 @@ class Operators:
 def traced(x: Tensor) -> bool:
     """Whether something watches: a tracer, a dispatch mode, or autograd (in a backward with create_graph=True); or x has no data.
 
-    Then an operator must be seen as one; otherwise the backend is called straight away, which saves half of the host time.
+    Then an operator must be seen as one; otherwise the backend is called straight away, without the dispatcher.
     """
     return torch.compiler.is_compiling() or torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack() > 0 or x.is_meta
 
@@ -63,7 +63,7 @@ def primitive(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., 
             return op(*args, self.insisted)
 
         setattr(Operators, body.__name__, method)
-        body.op, body.fake = op, fake
+        body.fake = fake
         return body
 
     return register
