@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--memory", named("memory mode", MEMORIES), f"what forward keeps for backward: one of {', '.join(MEMORIES)}", "MODE")
     add("--seed", integer(0, 2**32 - 1), "of the weights and of the order of the images", "N")
     parser.add_argument("--device", type=device, default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--cuda-graph", action="store_true", help="capture the training step as one CUDA graph; no effect on a CPU")
     parser.add_argument("--threads", type=integer(1, 1024), metavar="N", help="CPU threads (default: torch's choice)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder for the files (default: runs/MODEL-DATA-TIME)")
 
@@ -48,7 +49,10 @@ def run(args: argparse.Namespace) -> int | None:
     try:
         for name in ("tqdm", "safetensors.torch", *(["sklearn"] if args.data == "digits" else [])):
             require(name)
-        result = fit(TrainConfig(**options | {"out": _new_folder(args)}))
+        config = TrainConfig(**options | {"out": _new_folder(args)})
+        if config.cuda_graph and not config.captured:
+            print("fused-preact: --cuda-graph has no effect on the cpu, which has no CUDA graphs", file=sys.stderr)
+        result = fit(config)
     except MissingExtraError as error:
         raise UsageError(str(error)) from None
     except (DivergedError, OSError) as error:

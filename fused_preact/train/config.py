@@ -11,7 +11,8 @@ import torch
 class TrainConfig:
     """All that decides a training run; the same config on the same machine and threads gives the same weights.
 
-    `dtype` other than float32 means autocast with float32 master weights. `threads` of None leaves torch's choice.
+    `dtype` other than float32 means autocast with float32 master weights. `threads` of None leaves torch's choice. `cuda_graph` captures
+    the training step, and has no effect on a CPU.
     """
 
     out: Path
@@ -26,10 +27,16 @@ class TrainConfig:
     memory: str = "layer"
     seed: int = 0
     threads: int | None = None
+    cuda_graph: bool = False
 
     @property
     def torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)
+
+    @property
+    def captured(self) -> bool:
+        """Whether the training step becomes a CUDA graph."""
+        return self.cuda_graph and torch.device(self.device).type == "cuda"
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON has them."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fused_preact.models import create_model
 from fused_preact.train.config import TrainConfig
 from fused_preact.train.data import Split, batches_per_epoch, in_order, load, shuffled
+from fused_preact.train.graph import CapturedStep
 from fused_preact.train.progress import Progress
 from fused_preact.train.record import EpochRecord, FitResult
 from fused_preact.train.writer import RunWriter
@@ -92,16 +93,17 @@ class Trainer:
 
     def __init__(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
         self.model, self.config = model, config
-        self.optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
+        self.optimizer = _sgd(model, config)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, max_lr=config.lr, total_steps=config.epochs * steps_per_epoch, pct_start=0.2, cycle_momentum=False
         )
         self.scaler = torch.amp.GradScaler(torch.device(config.device).type, enabled=config.dtype == "float16")
+        self._step = CapturedStep(self._update, config.device) if config.captured else self._update
 
     @property
     def lr(self) -> float:
-        """The learning rate that the next step takes."""
-        return self.optimizer.param_groups[0]["lr"]
+        """The learning rate that the next step takes; waits for the device if the step is captured."""
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def epoch(self, batches: Iterable[Split], progress: Progress) -> tuple[float, float]:
         """Learn from every batch once; (mean loss, fraction correct) as the batches went by."""
@@ -117,16 +119,34 @@ class Trainer:
         return _finite(meter)
 
     def step(self, batch: Split) -> tuple[Tensor, Tensor]:
-        """One step of the optimizer; (mean loss, logits)."""
+        """One step of the optimizer and of the schedule; (mean loss, logits)."""
+        loss, logits = self._step(*batch)
+        self.schedule.step()
+        return loss, logits
+
+    def _update(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What a CUDA graph holds: forward, loss, backward, optimizer step."""
         with _autocast(self.config):
-            logits = self.model(batch.images)
-            loss = F.cross_entropy(logits, batch.labels)
+            logits = self.model(images)
+            loss = F.cross_entropy(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.schedule.step()
         return loss, logits
+
+
+def _sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
+    options = {"momentum": 0.9, "nesterov": True, "weight_decay": config.weight_decay}
+    if not config.captured:
+        return torch.optim.SGD(model.parameters(), lr=config.lr, **options)
+    # Of torch's implementations only the fused one reads the learning rate and GradScaler's verdict on the device.
+    lr = torch.tensor(config.lr, dtype=torch.float32, device=config.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, fused=True, **options)
+    # Its first step would leave the buffers uninitialised if GradScaler skipped it; from zeros it gives the same.
+    for parameter in model.parameters():
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def _autocast(config: TrainConfig) -> torch.autocast:

@@ -3,6 +3,7 @@ import sys
 from functools import partial
 
 import pytest
+import torch
 
 from fused_preact.cli import main
 from fused_preact.train import data
@@ -31,6 +32,25 @@ def test_every_option_reaches_the_run(tmp_path):
     assert main([*SMALL, *arguments, "--out", "a"]) == 0
     written = json.loads((tmp_path / "a/config.json").read_text())
     assert (options | {"epochs": 1, "batch_size": 32, "out": "a"}).items() <= written.items()
+
+
+def test_cuda_graph_says_that_it_has_no_effect_on_a_cpu(tmp_path, capsys):
+    assert main([*SMALL, "--device", "cpu", "--cuda-graph", "--out", "a"]) == 0
+    first, *epochs = capsys.readouterr().err.splitlines()
+    assert first == "fused-preact: --cuda-graph has no effect on the cpu, which has no CUDA graphs"
+    assert [line.split(":")[0] for line in epochs] == ["epoch 1/1"]
+    assert json.loads((tmp_path / "a/config.json").read_text())["cuda_graph"] is True
+    assert main([*SMALL, "--device", "cpu", "--out", "b"]) == 0
+    assert "cuda-graph" not in capsys.readouterr().err
+    assert json.loads((tmp_path / "b/config.json").read_text())["cuda_graph"] is False
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_cuda_graph_on_a_gpu(capsys, dtype):
+    assert main([*SMALL, "--device", "cuda", "--cuda-graph", "--dtype", dtype, "--epochs", "4", "--out", "a"]) == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == [f"epoch {i}/4" for i in range(1, 5)]
 
 
 def test_without_out_the_folder_is_named_after_the_run(tmp_path):
