@@ -1,15 +1,23 @@
 """What all tests share: one thread a worker, fixed seeds, and memory that is NaN until somebody writes it."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+# Before anything imports triton: without a GPU its kernels run in the interpreter.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)
 def one_thread_and_fixed_seeds() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    # tf32 has tests of its own.
+    torch.backends.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-TILE_PIXELS = 4096
-MAX_TILES = 64
+TILE_PIXELS = 64
+MAX_TILES = 512
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

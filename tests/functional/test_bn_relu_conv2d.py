@@ -11,7 +11,7 @@ from torch import nn
 import fused_preact as fp
 from fused_preact import PreActConv2d
 from fused_preact.bench.memory import saved_bytes
-from tests.testing.cases import LAYERS, backends, dtypes, formats
+from tests.testing.cases import LAYERS, device_of, every_case, float64_backends
 from tests.testing.numerics import assert_as_accurate, drawn
 from tests.testing.spies import register_spy
 
@@ -41,18 +41,23 @@ def plain(m, x, residual):
     return y if residual is None else y + residual
 
 
-@backends
-@dtypes
-@formats
-@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("case", [case for case in LAYERS if case.relu], ids=lambda case: case.id)
+@every_case(
+    "fmt",
+    "train",
+    crossed=list(itertools.product((torch.channels_last, torch.contiguous_format), (True, False))),
+    combined=[(torch.channels_last, True)],
+    dtypes=(torch.float32,),
+    cases=[case for case in LAYERS if case.relu],
+)
 def test_is_the_sequential(case, train, fmt, dtype, backend):
+    device = device_of(backend)
     m = module_of(case, dtype).train(train)
-    x = drawn(case.x, m.bn.weight.detach(), m.bn.bias.detach(), case.offset, dtype).contiguous(memory_format=fmt)
+    x = drawn(case.x, m.bn.weight.detach(), m.bn.bias.detach(), case.offset, dtype).contiguous(memory_format=fmt).to(device)
+    m = m.to(device)
     p, t = copy.deepcopy(m), copy.deepcopy(m).double()
     shape = plain(copy.deepcopy(m), x, None).shape
-    dy = torch.randn(shape).to(dtype)
-    residual = torch.randn(shape).to(dtype) if case.residual else None
+    dy = torch.randn(shape).to(x)
+    residual = torch.randn(shape).to(x) if case.residual else None
     with fp.use_backend(backend):
         got = results(m, lambda m, x, r: m(x, r), x, dy, residual)
     eager = results(p, plain, x, dy, residual)
@@ -64,7 +69,7 @@ def test_is_the_sequential(case, train, fmt, dtype, backend):
             assert_as_accurate(name, got[name], eager[name], truth[name])
 
 
-@backends
+@float64_backends
 def test_without_relu(backend):
     bn, conv = nn.BatchNorm2d(6).double(), nn.Conv2d(6, 4, 3).double()
     x = torch.randn(2, 6, 5, 5, dtype=torch.float64, requires_grad=True)
@@ -117,7 +122,7 @@ def test_frozen_parameters_in_any_subset(train, live):
             torch.testing.assert_close(a, b)
 
 
-@backends
+@float64_backends
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("relu", [True, False])
 def test_gradcheck(relu, training, backend):

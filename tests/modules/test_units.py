@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -12,7 +13,7 @@ import fused_preact as fp
 from fused_preact import PreActBlock, PreActBottleneck, PreActSequential
 from fused_preact.models.architectures import UnitPlan
 from fused_preact.models.reference import ReferenceUnit
-from tests.testing.cases import backends
+from tests.testing.cases import BACKENDS, DTYPES, backends, device_of, emulated, float64_backends, name_of
 from tests.testing.numerics import assert_as_accurate
 
 D = torch.float64
@@ -71,10 +72,11 @@ def image(kind: Kind, dtype: torch.dtype = D, n: int = 3) -> torch.Tensor:
 
 
 def results(m: nn.Module, x: torch.Tensor, need_x: bool = True) -> dict[str, torch.Tensor | None]:
+    m.zero_grad()
     x = x.clone().requires_grad_(need_x)
     y = m(x)
     if y.requires_grad:
-        y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=D).to(y.dtype))
+        y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=D).to(y))
     named = {"y": y, "dx": x.grad} | {f"gradient of {name}": p.grad for name, p in m.named_parameters()}
     return named | dict(m.named_buffers())
 
@@ -95,7 +97,7 @@ MODES = {
 }
 
 
-@backends
+@float64_backends
 @memories
 @pytest.mark.parametrize("mode", MODES)
 @kinds
@@ -114,18 +116,25 @@ def test_is_the_plain_unit(kind, mode, memory, backend):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @kinds
 def test_is_as_accurate_as_the_plain_unit(kind, dtype, backend):
-    m, p = pair(kind, torch.float32)
+    device = device_of(backend)
+    m, p = (net.to(device) for net in pair(kind, torch.float32))
     t = copy.deepcopy(p).double()
-    x = image(kind, torch.float32, n=8)
-    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32), fp.use_backend(backend):
-        got = results(m, x)
-    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-        eager = results(p, x)
-    truth = results(t, x.double())
-    for name in truth:
-        assert got[name].dtype == eager[name].dtype, name
+    autocast = partial(torch.autocast, device, dtype=dtype, enabled=dtype != torch.float32)
+    drawn: dict[str, list] = {}
+    # Several draws: the largest error of a handful of channels is a matter of luck.
+    for _ in range(3):
+        x = image(kind, torch.float32, n=4).to(device)
+        with autocast(), fp.use_backend(backend):
+            got = results(m, x)
+        with autocast():
+            eager = results(p, x)
+        truth = results(t, x.double())
+        for name in truth:
+            assert got[name].dtype == eager[name].dtype, name
+            drawn.setdefault(name, []).append((got[name].clone(), eager[name].clone(), truth[name].clone()))
+    for name, draws in drawn.items():
         if "tracked" not in name:
-            assert_as_accurate(name, got[name], eager[name], truth[name])
+            assert_as_accurate(name, *(torch.stack(values) for values in zip(*draws, strict=True)))
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -149,12 +158,19 @@ def test_frozen_parameters_in_any_subset(kind, train):
         assert_same(results(m, x, need_x), results(p, x, need_x), rtol=1e-9, atol=1e-10)
 
 
-@backends
-@pytest.mark.parametrize("dtype", [torch.float32, D, torch.bfloat16], ids=str)
-@kinds
+@pytest.mark.parametrize(
+    ("backend", "dtype", "kind"),
+    [
+        pytest.param(name, dtype, kind, id=f"{name}-{name_of(dtype)}-{kind.id}")
+        for name in BACKENDS
+        for dtype in DTYPES[name]
+        for kind in KINDS
+        if not emulated(name) or (dtype == torch.bfloat16 and kind.id in ("bottleneck", "imagenet-transition", "block-pad"))
+    ],
+)
 def test_memory_modes_give_the_same_bits(kind, dtype, backend):
     m, _ = pair(kind, dtype)
-    x = image(kind, dtype)
+    m, x = m.to(device_of(backend)), image(kind, dtype).to(device_of(backend))
     wanted = None
     for memory in ("layer", "unit", "segment"):
         net = copy.deepcopy(m)

@@ -1,15 +1,18 @@
 """Every backend's fused convolution against plain torch, in the same dtype and in float64."""
 
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from fused_preact.backends.records import Conv
 from fused_preact.ops.library import Operators
-from tests.testing.cases import LayerCase, backends, dtypes, formats, layer_cases
+from tests.testing.cases import LayerCase, backends, backends_and_dtypes, device_of, emulated, every_case
 from tests.testing.numerics import assert_as_accurate, drawn
 
 EPS = 1e-5
+NHWC, NCHW = torch.channels_last, torch.contiguous_format
 
 
 def per_channel(v):
@@ -19,7 +22,7 @@ def per_channel(v):
 class Layer:
     """The tensors of a case in one dtype."""
 
-    def __init__(self, case: LayerCase, dtype: torch.dtype, fmt: torch.memory_format) -> None:
+    def __init__(self, case: LayerCase, dtype: torch.dtype, fmt: torch.memory_format, device: str = "cpu") -> None:
         c, conv = case.x[1], case.conv
         g = torch.Generator().manual_seed(1)
         self.case, self.dtype = case, dtype
@@ -34,6 +37,9 @@ class Layer:
         self.dy_x, self.dy_add = (torch.randn(y.shape, generator=g).to(dtype).contiguous(memory_format=fmt) for _ in range(2))
         self.dy_coeffs = torch.randn(4, case.k, generator=g).to(torch.float64 if dtype == torch.float64 else torch.float32)
         self.add_dz, self.residual_grad = (torch.randn(case.x, generator=g).to(dtype).contiguous(memory_format=fmt) for _ in range(2))
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                setattr(self, name, value.to(device))
 
 
 class Reference:
@@ -85,12 +91,9 @@ def geometry(layer: Layer):
     return *conv, layer.case.relu
 
 
-@backends
-@dtypes
-@formats
-@layer_cases
+@every_case("fmt", crossed=[(NHWC,), (NCHW,)], combined=[(NHWC,)])
 def test_fwd(case, fmt, dtype, backend):
-    layer, run = Layer(case, dtype, fmt), Operators(backend)
+    layer, run = Layer(case, dtype, fmt, device_of(backend)), Operators(backend)
     bn = vectors(run, layer, True)
     y, stats = run.bn_relu_conv2d_fwd(layer.x, bn, layer.weight, layer.bias, layer.residual, *geometry(layer), True, None)
     eager, truth = Reference(layer, dtype, True), Reference(layer, torch.float64, True)
@@ -105,14 +108,10 @@ def test_fwd(case, fmt, dtype, backend):
     assert_as_accurate("variance of y", m2 / count, theirs[1], var)
 
 
-@backends
-@dtypes
-@formats
-@pytest.mark.parametrize("training", [True, False], ids=["batch", "frozen"])
-@layer_cases
+@every_case("fmt", "training", crossed=list(product((NHWC, NCHW), (True, False))), combined=[(NHWC, True), (NCHW, False)])
 def test_bwd(case, training, fmt, dtype, backend):
     """dx, dgamma, dbeta, dweight and dbias in the two phases: g and sums, then coeffs and dx."""
-    layer, run = Layer(case, dtype, fmt), Operators(backend)
+    layer, run = Layer(case, dtype, fmt, device_of(backend)), Operators(backend)
     bn = vectors(run, layer, training)
     none = (None, None, None)
     conv = (layer.x, bn, layer.weight, *geometry(layer), None)
@@ -127,14 +126,16 @@ def test_bwd(case, training, fmt, dtype, backend):
     assert_as_accurate("dbias", db, *((eager.bias.grad, truth.bias.grad) if case.bias else (None, None)))
 
 
-@backends
-@dtypes
-@pytest.mark.parametrize("add_dz", [False, True], ids=["", "add_dz"])
-@pytest.mark.parametrize("deferred", [False, True], ids=["dy", "deferred"])
-@layer_cases
+@every_case(
+    "deferred",
+    "add_dz",
+    crossed=list(product((False, True), repeat=2)),
+    combined=[(False, False), (True, True)],
+    dtypes=(torch.float32, torch.bfloat16),
+)
 def test_emit(case, deferred, add_dz, dtype, backend):
     """Every `emit` tells the same story as emit="g" followed by bn_bwd, with plain and deferred dy, with and without add_dz."""
-    layer, run = Layer(case, dtype, torch.channels_last), Operators(backend)
+    layer, run = Layer(case, dtype, torch.channels_last, device_of(backend)), Operators(backend)
     bn = vectors(run, layer, True)
     dy = (layer.dy, layer.dy_x, layer.dy_coeffs, layer.dy_add) if deferred else (layer.dy, None, None, None)
     conv = (layer.x, bn, layer.weight, *geometry(layer), layer.add_dz if add_dz else None)
@@ -172,7 +173,8 @@ def test_emit(case, deferred, add_dz, dtype, backend):
 def test_bare_convolution(backend):
     """Without bn the convolution reads x itself, and still gives the statistics of y and dz."""
     run = Operators(backend)
-    x, weight = torch.randn(2, 5, 6, 6), torch.randn(7, 5, 3, 3)
+    device = device_of(backend)
+    x, weight = torch.randn(2, 5, 6, 6, device=device), torch.randn(7, 5, 3, 3, device=device)
     conv = ((1, 1), (1, 1), (1, 1), 1)
     y, stats = run.bn_relu_conv2d_fwd(x, None, weight, None, None, *conv, False, True, None)
     torch.testing.assert_close(y, F.conv2d(x, weight, padding=1))
@@ -190,13 +192,13 @@ def test_bare_convolution(backend):
 def test_bwd_takes_any_gradient(given, backend):
     """Autograd hands over expanded gradients (from sum), NCHW ones and slices."""
     run = Operators(backend)
-    x = torch.randn(2, 6, 5, 5).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(4, 6, 3, 3)
+    x = torch.randn(2, 6, 5, 5).contiguous(memory_format=torch.channels_last).to(device_of(backend))
+    weight = torch.randn(4, 6, 3, 3).to(x.device)
     dy = {
         "expanded": torch.ones(()).expand(2, 4, 5, 5),
         "nchw": torch.randn(2, 4, 5, 5),
         "sliced": torch.randn(2, 8, 5, 10)[:, ::2, :, ::2],
-    }[given]
+    }[given].to(x.device)
     bn = run.bn_finalize(run.bn_stats(x), None, None, EPS, False)
     tail = (x, bn, weight, (1, 1), (1, 1), (1, 1), 1, True, None, "g", None, None, True, True, True)
     for got, wanted in zip(
@@ -211,10 +213,10 @@ def test_bwd_takes_any_gradient(given, backend):
 def test_nan_passes_the_relu(backend):
     """A NaN in x reaches y, and its gradient is kept, as in torch: GradScaler must see overflows."""
     run = Operators(backend)
-    x = torch.randn(1, 2, 4, 4)
+    x = torch.randn(1, 2, 4, 4).to(device_of(backend))
     x[0, 0, 1, 1] = float("nan")
-    bn = torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
-    weight = torch.ones(1, 2, 1, 1)
+    bn = torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]).to(x.device)
+    weight = torch.ones(1, 2, 1, 1).to(x.device)
     conv = ((1, 1), (0, 0), (1, 1), 1, True)
     y, _ = run.bn_relu_conv2d_fwd(x, bn, weight, None, None, *conv, False, None)
     assert y[0, 0, 1, 1].isnan()
@@ -224,12 +226,11 @@ def test_nan_passes_the_relu(backend):
     assert not g.isnan().any()
 
 
-@backends
-@dtypes
+@backends_and_dtypes
 def test_same_bits_every_time(dtype, backend):
     run = Operators(backend)
-    x, weight = torch.randn(4, 17, 9, 9, dtype=dtype), torch.randn(9, 17, 3, 3, dtype=dtype)
-    dy = torch.randn(4, 9, 7, 7, dtype=dtype)
+    kind = {"dtype": dtype, "device": device_of(backend)}
+    x, weight, dy = torch.randn(4, 17, 9, 9, **kind), torch.randn(9, 17, 3, 3, **kind), torch.randn(4, 9, 7, 7, **kind)
 
     def once():
         bn = run.bn_finalize(run.bn_stats(x), None, None, EPS, False)
@@ -239,6 +240,6 @@ def test_same_bits_every_time(dtype, backend):
         return [t for t in (*fwd, *bwd) if t is not None]
 
     first = once()
-    for _ in range(9):
+    for _ in range(2 if emulated(backend) else 9):
         for a, b in zip(first, once(), strict=True):
             assert torch.equal(a, b)

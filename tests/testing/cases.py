@@ -1,14 +1,28 @@
 """The layers that every backend is tested on: one list, each case with an id and the reason why it is there."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pytest
 import torch
 
-from fused_preact.backends import available_backends
-from fused_preact.backends.records import Conv
+from fused_preact.backends import available_backends, backend
+from fused_preact.backends.records import Case, Conv
 
 BACKENDS = [name for name, reason in available_backends().items() if reason is None]
+DTYPES = {
+    "eager": (torch.float32, torch.bfloat16, torch.float64),
+    "triton": (torch.float32, torch.bfloat16, torch.float16),
+}
+
+
+def device_of(backend: str) -> str:
+    """Where a backend is tested: those for GPUs on one if there is one, otherwise on the CPU (in an interpreter or simulator)."""
+    return "cuda" if backend in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class LayerCase(NamedTuple):
@@ -25,6 +39,11 @@ class LayerCase(NamedTuple):
     residual: bool = False
     offset: float = 0.0
 
+    def refusal(self, name: str, dtype: torch.dtype) -> str | None:
+        """Why the backend called `name` does not take the case, in its own words."""
+        c = self.x[1]
+        return backend(name).why_not(Case(device_of(name), dtype, self.x, (self.k, c // self.conv.groups, *self.kernel), dtype, self.conv))
+
 
 SAME = Conv(padding=(1, 1))
 
@@ -38,8 +57,9 @@ LAYERS = [
     LayerCase("3x3-padding2", "padding wider than the kernel's reach", (2, 5, 6, 7), 3, (3, 3), Conv(padding=(2, 2))),
     LayerCase("3x3-dilated", "output_stride networks", (2, 6, 9, 9), 4, (3, 3), Conv((1, 1), (2, 2), (2, 2))),
     LayerCase("3x3-groups", "ResNeXt, DPN", (2, 12, 6, 6), 8, (3, 3), Conv((1, 1), (1, 1), (1, 1), 4)),
+    LayerCase("3x3-wide-groups", "ResNeXt with groups that fill a tile", (2, 48, 5, 6), 40, (3, 3), Conv((2, 1), (1, 1), (1, 1), 2)),
     LayerCase("depthwise", "groups = channels", (2, 6, 6, 6), 6, (3, 3), Conv((1, 1), (1, 1), (1, 1), 6)),
-    LayerCase("7x7-stride2", "ImageNet stem geometry", (2, 3, 15, 15), 8, (7, 7), Conv((2, 2), (3, 3))),
+    LayerCase("7x7-stride2", "ImageNet stem geometry", (1, 3, 9, 9), 8, (7, 7), Conv((2, 2), (3, 3))),
     LayerCase("1x3-mixed", "kernel, stride and padding differ by axis", (2, 4, 6, 9), 5, (1, 3), Conv((1, 2), (0, 1))),
     LayerCase("bias", "convolutions with bias", (2, 7, 5, 5), 9, (3, 3), SAME, bias=True),
     LayerCase("no-relu", "PyramidNet: BN, then conv", (2, 8, 6, 6), 8, (3, 3), SAME, relu=False),
@@ -48,11 +68,45 @@ LAYERS = [
     LayerCase("one-row", "H = 1", (2, 8, 1, 33), 8, (3, 3), SAME),
     LayerCase("one-pixel", "H = W = 1", (4, 8, 1, 1), 6, (1, 1)),
     LayerCase("one-image", "batch 1", (1, 8, 7, 7), 8, (3, 3), SAME),
-    LayerCase("many-tiles", "more than one statistics tile", (3, 4, 65, 64), 4, (1, 1), residual=True),
+    LayerCase("many-tiles", "more than one statistics tile", (3, 4, 17, 16), 4, (1, 1), residual=True),
     LayerCase("mean-1000", "mean 1000 standard deviations off: cancellation", (4, 6, 8, 8), 8, (3, 3), SAME, offset=1000.0),
 ]
 
-layer_cases = pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.id)
+
+def emulated(backend: str) -> bool:
+    """Whether a GPU's backend runs in an interpreter or simulator: every operation counts, so options are combined and not crossed."""
+    return backend not in ("cpu", "eager") and device_of(backend) == "cpu"
+
+
+def every_case(
+    *names: str,
+    crossed: Sequence[tuple],
+    combined: Sequence[tuple],
+    dtypes: Sequence[torch.dtype] = (),
+    cases: Sequence[LayerCase] = tuple(LAYERS),
+) -> pytest.MarkDecorator:
+    """Parametrise by backend, dtype, case and the options `names`: those `crossed`, for an emulated backend those `combined`.
+
+    dtypes: all that an emulated backend runs with, if not all that it has.
+    """
+    params = []
+    for name in BACKENDS:
+        options = combined if emulated(name) else crossed
+        for dtype in [d for d in DTYPES[name] if not (emulated(name) and dtypes) or d in dtypes]:
+            for case in cases:
+                if case.refusal(name, dtype) is None:
+                    labels = [("-".join([name, name_of(dtype), case.id, *map(_label, values)]), values) for values in options]
+                    params += [pytest.param(name, dtype, case, *values, id=label) for label, values in labels]
+    return pytest.mark.parametrize(("backend", "dtype", "case", *names), params)
+
+
+def _label(value: object) -> str:
+    return {torch.channels_last: "nhwc", torch.contiguous_format: "nchw"}.get(value, str(value).lower())
+
+
 backends = pytest.mark.parametrize("backend", BACKENDS)
-dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=lambda d: str(d).removeprefix("torch."))
+float64_backends = pytest.mark.parametrize("backend", [name for name in BACKENDS if torch.float64 in DTYPES[name]])
+backends_and_dtypes = pytest.mark.parametrize(
+    ("backend", "dtype"), [pytest.param(name, dtype, id=f"{name}-{name_of(dtype)}") for name in BACKENDS for dtype in DTYPES[name]]
+)
 formats = pytest.mark.parametrize("fmt", [torch.channels_last, torch.contiguous_format], ids=["nhwc", "nchw"])

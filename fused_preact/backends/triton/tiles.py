@@ -1,0 +1,152 @@
+"""The sizes of the blocks that programs work on: pure functions of shape, dtype and compute capability.
+
+A `Tile` is BM x BN outputs a program, BK of the contracted dimension a step. Where a number below was chosen, docs/performance.md says why;
+`tuning` can replace a choice by a measured one.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from fused_preact.backends.triton.kernels.common import Geometry
+
+# Programs that keep a large GPU busy: a few for each of its 132 (H100, H200) or 108 (A100) multiprocessors.
+PROGRAMS = 528
+# tl.dot takes no smaller dimension.
+DOT_MIN = 16
+
+
+class Problem(NamedTuple):
+    """A convolution as the kernels see it: its constants, pixels and statistics tiles on both sides, and how dots are computed."""
+
+    geo: Geometry
+    in_pixels: int
+    out_pixels: int
+    in_tiles: int
+    out_tiles: int
+    dtype: torch.dtype
+    precision: str
+    capability: int
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Input and output channels of a group."""
+        return self.geo.C // self.geo.groups, self.geo.K // self.geo.groups
+
+    @property
+    def taps(self) -> int:
+        return self.geo.R * self.geo.S
+
+    @property
+    def ieee(self) -> bool:
+        """Dots on the general cores, with every operand in registers: smaller tiles."""
+        return self.dtype == torch.float32 and self.precision == "ieee"
+
+
+class Tile(NamedTuple):
+    """BM, BN, BK; taps: those that share one program of wgrad; splits: shares of the pixels that are summed separately."""
+
+    BM: int
+    BN: int
+    BK: int
+    num_warps: int
+    num_stages: int
+    taps: int = 1
+    splits: int = 1
+
+
+def power_of_2(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def fwd_tile(p: Problem) -> Tile:
+    """Outputs: pixels x K/groups. Contracted: C/groups, once a tap."""
+    return _gemm(p, *p.channels, p.out_pixels)
+
+
+def dgrad_tile(p: Problem) -> Tile:
+    """Outputs: input pixels x C/groups. Contracted: K/groups, once a tap."""
+    tile = _gemm(p, *reversed(p.channels), p.in_pixels)
+    if tile.BN <= 32 or p.ieee:
+        return tile
+    # Its epilogue holds tiles of dz and x at once.
+    return Tile(128, 64, min(32, tile.BK), 8, 3) if p.capability >= 100 else tile._replace(BM=64, BN=64, num_warps=8)
+
+
+def wgrad_tile(p: Problem) -> Tile:
+    """Outputs: K/groups x C/groups for each tap. Contracted: pixels, in splits."""
+    bn, bm = (min(64 if p.ieee else 128, _at_least_16(n)) for n in p.channels)
+    # A row of taps reads dy once for all of them.
+    taps = p.geo.S if p.geo.S <= 3 and bm * bn <= (1024 if p.ieee or p.capability < 90 else 4096) else 1
+    others = p.geo.groups * -(-p.channels[1] // bm) * -(-p.channels[0] // bn) * (p.taps // taps)
+    bk = 32 if p.dtype.itemsize == 4 else 64
+    splits = max(1, min(PROGRAMS // others, p.out_pixels // (4 * bk)))
+    return Tile(bm, bn, bk, 8 if taps * bm * bn > 4096 else 4, 2 if taps > 1 else _stages(p, bm + bn, bk), taps, splits)
+
+
+def narrow_tile(p: Problem) -> Tile | None:
+    """The tile of the kernel that makes dgrad and wgrad of a 1x1 convolution at once, or None where dweight is too large for it."""
+    bk, bn = _at_least_16(p.geo.K), min(64 if p.capability >= 90 else 32, _at_least_16(p.geo.C))
+    most = 1024 if p.ieee else 4096 if p.capability < 100 else 2048
+    if p.geo.groups > 1 or p.taps > 1 or bk > 128 or bk * bn > most:
+        return None
+    return Tile(64, bn, bk, 8, 2, 1, max(1, min(PROGRAMS // 2, p.in_pixels // 64, p.in_tiles)))
+
+
+def materialises(p: Problem) -> bool:
+    """Whether z is better written once and convolved by torch's library, which computes faster than these kernels where bytes are few."""
+    return p.taps > 1 and min(p.channels) >= 128 and not p.ieee
+
+
+def _gemm(p: Problem, contracted: int, columns: int, pixels: int) -> Tile:
+    bk = min(32 if p.dtype.itemsize == 4 else 64, _at_least_16(contracted))
+    if p.ieee:
+        return Tile(64, min(32, _at_least_16(columns)), min(bk, 16), 4, 2)
+    # tcgen05 wants 128 rows, and leaves fewer registers for the epilogue.
+    blackwell = p.capability >= 100
+    bn = min(64 if blackwell or p.dtype.itemsize == 4 else 128, _at_least_16(columns))
+    steps = p.taps * -(-contracted // bk)
+    # What few steps compute is bound by memory: many small programs keep more loads in flight than a few large ones.
+    bm = 64 if not blackwell and (steps <= 2 or pixels // 128 * -(-columns // bn) < PROGRAMS // 4) else 128
+    if blackwell and bn == 32:
+        return Tile(bm, bn, min(bk, 32), 8, 2)
+    return Tile(bm, bn, bk, 8 if bm * bn > 4096 or bm == 128 else 4, min(_stages(p, bm + bn, bk), max(3, steps)))
+
+
+def _stages(p: Problem, rows: int, bk: int) -> int:
+    """Steps in flight: up to 4, in half of the shared memory of a multiprocessor, so that two programs fit."""
+    shared = 48 * 1024 if p.capability in (86, 89, 120) else 80 * 1024 if p.capability < 90 else 110 * 1024
+    return max(2, min(3 if p.capability >= 100 else 4, shared // (rows * bk * p.dtype.itemsize)))
+
+
+def _at_least_16(n: int) -> int:
+    return max(DOT_MIN, power_of_2(n))
+
+
+class BNTile(NamedTuple):
+    """A pass over an activation: BM pixels by BN channels a program."""
+
+    BM: int
+    BN: int
+    num_warps: int
+
+
+def bn_tile(channels: int, rows: int) -> BNTile:
+    """For a pass over an activation in programs of `rows` pixels or more: 16 elements a thread, whole rows of up to 256 channels."""
+    bn = min(256, power_of_2(channels))
+    return BNTile(min(4096 // bn, power_of_2(rows)), bn, 8)
+
+
+class ChannelTile(NamedTuple):
+    """What is computed once a channel, from T tiles: BT of them by BN channels at a time."""
+
+    BT: int
+    BN: int
+    num_warps: int
+
+
+def channel_tile(tiles: int) -> ChannelTile:
+    """All loads of a program in flight at once; few channels a program, for many programs."""
+    bt = min(512, power_of_2(max(1, tiles)))
+    return ChannelTile(bt, max(4, min(64, 2048 // bt)), 4)
