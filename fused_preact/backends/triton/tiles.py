@@ -103,14 +103,15 @@ def _gemm(p: Problem, contracted: int, columns: int, pixels: int) -> Tile:
     bk = min(32 if p.dtype.itemsize == 4 else 64, _at_least_16(contracted))
     if p.ieee:
         return Tile(64, min(32, _at_least_16(columns)), min(bk, 16), 4, 2)
-    # tcgen05 wants 128 rows, and leaves fewer registers for the epilogue.
-    blackwell = p.capability >= 100
-    bn = min(64 if blackwell or p.dtype.itemsize == 4 else 128, _at_least_16(columns))
+    if p.capability >= 100:
+        # tcgen05 wants 128 rows, and leaves fewer registers for the epilogue.
+        bn = min(64, _at_least_16(columns))
+        return Tile(128, bn, min(bk, 32), 8, 2 if bn == 32 else 3)
+    bn = min(64 if p.dtype.itemsize == 4 else 128, _at_least_16(columns))
     steps = p.taps * -(-contracted // bk)
     # What few steps compute is bound by memory: many small programs keep more loads in flight than a few large ones.
-    bm = 64 if not blackwell and (steps <= 2 or pixels // 128 * -(-columns // bn) < PROGRAMS // 4) else 128
-    if blackwell and bn == 32:
-        return Tile(bm, bn, min(bk, 32), 8, 2)
+    # 128 x 128 would not leave registers for the statistics.
+    bm = 64 if steps <= 2 or bn == 128 or pixels // 128 * -(-columns // bn) < PROGRAMS // 4 else 128
     return Tile(bm, bn, bk, 8 if bm * bn > 4096 or bm == 128 else 4, min(_stages(p, bm + bn, bk), max(3, steps)))
 
 
