@@ -4,6 +4,7 @@ from fused_preact import models
 from fused_preact.backends import BackendRefusal, available_backends, use_backend
 from fused_preact.functional import bn_relu_conv2d, preact_unit
 from fused_preact.modules import PreActBlock, PreActBottleneck, PreActConv2d, PreActSequential
+from fused_preact.tune import autotune
 
 __version__ = "0.1.0"
 
@@ -13,6 +14,7 @@ __all__ = [
     "PreActBottleneck",
     "PreActConv2d",
     "PreActSequential",
+    "autotune",
     "available_backends",
     "bn_relu_conv2d",
     "models",

@@ -13,7 +13,16 @@ ROOT = Path(fused_preact.__file__).resolve().parent
 PROJECT = ROOT.parent
 
 # From the top; a module may import its own layer and those below.
-LAYERS = (("cli", "__main__"), ("train", "bench"), ("models",), ("modules",), ("functional",), ("ops",), ("backends",), ("_text", "_files"))
+LAYERS = (
+    ("cli", "__main__"),
+    ("train", "bench", "tune"),
+    ("models",),
+    ("modules",),
+    ("functional",),
+    ("ops",),
+    ("backends",),
+    ("_text", "_files"),
+)
 HEIGHT = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(ROOT.rglob("*.py"))
 

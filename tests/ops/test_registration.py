@@ -9,13 +9,14 @@ from torch.library import opcheck
 
 from fused_preact import PreActBlock, PreActBottleneck, PreActConv2d, ops
 from fused_preact.ops.unit import Needs
+from tests.testing.cases import BACKENDS, device_of
 
 DEFINED = {name for name in dir(torch.ops.fused_preact) if not name.startswith("_") and name != "name"}
 NONE = None
 
 
-def samples(fmt: torch.memory_format, dtype: torch.dtype, n: int, c: int = 4, k: int = 6, backend: str = "") -> Iterator[tuple[str, tuple]]:
-    run = ops.Operators(backend)
+def samples(fmt: torch.memory_format, dtype: torch.dtype, n: int, c: int = 4, k: int = 6) -> Iterator[tuple[str, tuple]]:
+    run = ops.Operators("eager")
     x = torch.randn(n, c, 5, 6, dtype=dtype).contiguous(memory_format=fmt)
     w = torch.randn(k, c, 3, 3, dtype=dtype)
     bn = run.bn_finalize(run.bn_stats(x), torch.randn(c), NONE, 1e-5, False)
@@ -92,6 +93,17 @@ def test_opcheck(n, fmt, dtype, utils):
         seen.add(name)
         opcheck(getattr(torch.ops.fused_preact, name).default, (*args, ""), test_utils=utils)
     assert seen == DEFINED
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "eager"])
+@pytest.mark.parametrize(
+    ("n", "fmt", "dtype"), [(1, torch.channels_last, torch.float32), (0, torch.contiguous_format, torch.bfloat16)], ids=["one", "empty"]
+)
+def test_opcheck_of_other_backends(n, fmt, dtype, backend):
+    """Shapes, dtypes and strides are those of the fakes, whoever runs the operator."""
+    for name, args in samples(fmt, dtype, n):
+        args = [a.to(device_of(backend)) if isinstance(a, torch.Tensor) else a for a in args]
+        opcheck(getattr(torch.ops.fused_preact, name).default, (*args, backend), test_utils=CHEAP)
 
 
 @pytest.mark.parametrize(("c", "k"), [(1, 6), (4, 1), (1, 1)])

@@ -40,3 +40,6 @@ def why_not(case: Case) -> str | None:
 if unavailable() is None:
     from fused_preact.backends.triton.bn import bn_bwd, bn_coeffs, bn_finalize, bn_finalize_update, bn_merge, bn_relu, bn_relu_bwd, bn_stats
     from fused_preact.backends.triton.conv import bn_relu_conv2d_bwd, bn_relu_conv2d_fwd
+    from fused_preact.backends.triton.tuning import load
+
+    load()

@@ -151,3 +151,19 @@ def channel_tile(tiles: int) -> ChannelTile:
     """All loads of a program in flight at once; few channels a program, for many programs."""
     bt = min(512, power_of_2(max(1, tiles)))
     return ChannelTile(bt, max(4, min(64, 2048 // bt)), 4)
+
+
+def candidates(kind: str, p: Problem) -> list[Tile]:
+    """The short list of `autotune` for a kernel: the choice of this module first, and its neighbours."""
+    tile = {"fwd": fwd_tile, "dgrad": dgrad_tile, "wgrad": wgrad_tile, "narrow": narrow_tile}[kind](p)
+    if tile is None:
+        return []
+    listed = [tile, tile._replace(num_warps=12 - tile.num_warps)]
+    listed += [tile._replace(num_stages=stages) for stages in (tile.num_stages - 1, tile.num_stages + 1) if stages > 0]
+    if kind == "wgrad":
+        listed += [tile._replace(splits=splits) for splits in (tile.splits // 2, tile.splits * 2) if splits > 0]
+    else:
+        listed.append(tile._replace(BM=192 - tile.BM))
+    if kind != "narrow":
+        listed += [tile._replace(**{side: getattr(tile, side) // 2}) for side in ("BN", "BK") if getattr(tile, side) > DOT_MIN]
+    return listed

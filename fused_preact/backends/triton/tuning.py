@@ -9,7 +9,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import triton
 
 from fused_preact._files import write_atomically
 from fused_preact.backends.triton import tiles
+from fused_preact.backends.triton.environment import interpreted
 from fused_preact.backends.triton.tiles import Problem, Tile
 
 FORMAT = 1
@@ -91,20 +92,21 @@ def cache_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fused_preact" / "autotune.json"
 
 
-def environment_of(device: int) -> str:
+def environment_of(device: torch.device) -> str:
     """What a measurement is good for: this kind of device, with these versions."""
-    return f"{torch.cuda.get_device_name(device)}; torch {torch.__version__}; triton {triton.__version__}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
+    return f"{name}; torch {torch.__version__}; triton {triton.__version__}"
 
 
-def load(environment: str) -> None:
-    """Use what the cache file has for `environment`; a file that can't be read, or has nothing for it, is ignored with one warning."""
-    path = cache_file()
-    if not path.exists():
+def load() -> None:
+    """Use what the cache file has for this device and these versions; a corrupt file, or one without, is ignored with a warning."""
+    path, on_gpu = cache_file(), not interpreted()
+    if torch.compiler.is_compiling() or (on_gpu and torch.cuda.is_current_stream_capturing()) or not path.exists():
         return
+    environment = environment_of(torch.device("cuda" if on_gpu else "cpu"))
     try:
-        own = _read(path).get(environment)
-        choices = None if own is None else {name: _decoded(name, value) for name, value in own.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        choices = _choices(_read(path), environment)
+    except (OSError, ValueError) as error:
         warnings.warn(f"fused_preact ignores the tuning cache {path}, which can't be read: {error}", stacklevel=2)
         return
     if choices is None:
@@ -114,13 +116,12 @@ def load(environment: str) -> None:
 
 
 def save(environment: str, choices: Mapping[str, Choice]) -> Path:
-    """Add `choices` to the cache file; what it has for others stays, and a corrupt file is replaced."""
-    path = cache_file()
-    try:
-        entries = _read(path) if path.exists() else {}
-    except (OSError, ValueError):
-        entries = {}
-    entries[environment] = entries.get(environment, {}) | dict(choices)
+    """Add `choices` to the cache file; what it has for others stays, and what can't be read is replaced."""
+    path, entries, own = cache_file(), {}, {}
+    with suppress(OSError, ValueError):
+        entries = _read(path)
+        own = _choices(entries, environment) or {}
+    entries[environment] = own | dict(choices)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"format": FORMAT, "entries": entries}, indent=1) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -134,6 +135,15 @@ def _read(path: Path) -> dict[str, Any]:
     return document["entries"]
 
 
+def _choices(entries: dict[str, Any], environment: str) -> dict[str, Choice] | None:
+    own = entries.get(environment)
+    if own is None:
+        return None
+    if not isinstance(own, dict):
+        raise ValueError(f"what it has for {environment} is {own!r}")
+    return {name: _decoded(name, value) for name, value in own.items()}
+
+
 def _decoded(name: str, value: Any) -> Choice:
     kind = name.partition(":")[0]
     if kind not in KINDS:
@@ -144,7 +154,6 @@ def _decoded(name: str, value: Any) -> Choice:
         return value
     if value is None and kind == "narrow":
         return None
-    tile = Tile(*value)
-    if not all(type(number) is int and number > 0 for number in tile):
+    if not isinstance(value, list) or len(value) != len(Tile._fields) or not all(type(n) is int and 0 < n < 2**16 for n in value):
         raise ValueError(f"{name!r} is {value!r}")
-    return tile
+    return Tile(*value)
