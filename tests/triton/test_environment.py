@@ -118,7 +118,7 @@ def test_tf32_only_where_torch_allows_it(precision, monkeypatch):
     torch.backends.cudnn.conv.fp32_precision = precision
     seen = []
     plan = conv.fwd_plan
-    monkeypatch.setattr(conv, "fwd_plan", lambda p, tile, relu: (seen.append(p.precision), plan(p, tile, relu))[1])
+    monkeypatch.setattr(conv, "fwd_plan", lambda p, relu: (seen.append(p.precision), plan(p, relu))[1])
     x, bn = torch.randn(1, 16, 4, 4, device=DEVICE), torch.ones(5, 16, device=DEVICE)
     for dtype in (torch.float32, torch.bfloat16):
         backend("triton").bn_relu_conv2d_fwd(

@@ -1,6 +1,7 @@
 """The fused convolution: what `ops/conv.py` describes, as launches."""
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from fused_preact.backends.triton.kernels.bn_relu_conv2d_fwd import bn_relu_conv
 from fused_preact.backends.triton.kernels.bn_relu_conv2d_wgrad import bn_relu_conv2d_wgrad_kernel, wgrad_sum_kernel
 from fused_preact.backends.triton.kernels.common import Geometry
 from fused_preact.backends.triton.launch import Output, Plan, nhwc, stride_of
-from fused_preact.backends.triton.tiles import Problem, Tile
+from fused_preact.backends.triton.tiles import Problem
 
 FLAT = Geometry(*[1] * 10, 0, 0, 1, 1, 1)
 
@@ -42,31 +43,44 @@ def _problem(x: Tensor, weight: Tensor, *conv: object) -> Problem:
     return tuning.note(problem(tuple(x.shape), tuple(weight.shape), conv, weight.dtype, precision, capability))
 
 
-@functools.lru_cache(maxsize=65536)
-def fwd_plan(p: Problem, tile: Tile, relu: bool) -> Plan:
+@tuning.cached
+def fwd_plan(p: Problem, relu: bool) -> Plan | None:
+    """None: through torch's library."""
+    if tuning.materialises("fwd", p):
+        return None
+    tile = tuning.tile("fwd", p)
     grid = (p.geo.groups * -(-p.channels[1] // tile.BN), p.out_tiles, 1)
     constants = (p.geo, relu, tile.BM, tile.BN, tile.BK, p.precision)
     return Plan(bn_relu_conv2d_fwd_kernel, grid, constants, tile.num_warps, tile.num_stages)
 
 
-@functools.lru_cache(maxsize=65536)
-def dgrad_plan(p: Problem, tile: Tile, relu: bool, raw: bool) -> Plan:
+class Backward(NamedTuple):
+    """One kernel for dgrad and wgrad, or one for each; splits: of dweight."""
+
+    both: Plan | None
+    dgrad: Plan | None
+    wgrad: Plan | None
+    splits: int
+
+
+@tuning.cached
+def bwd_plans(p: Problem, relu: bool, raw: bool) -> Backward | None:
+    """None: through torch's library. raw: out is dz itself."""
+    if tuning.materialises("bwd", p):
+        return None
+    tile = tuning.tile("narrow", p)
+    if tile is not None:
+        constants = (p.geo, relu, raw, tile.BM, tile.BN, tile.BK, p.precision)
+        grid = (-(-p.geo.C // tile.BN), tile.splits, 1)
+        return Backward(Plan(bn_relu_conv2d_bwd_kernel, grid, constants, tile.num_warps, tile.num_stages), None, None, tile.splits)
+    tile = tuning.tile("dgrad", p)
     grid = (p.geo.groups * -(-p.channels[0] // tile.BN), p.in_tiles, 1)
     constants = (p.geo, relu, raw, tile.BM, tile.BN, tile.BK, p.precision)
-    return Plan(bn_relu_conv2d_dgrad_kernel, grid, constants, tile.num_warps, tile.num_stages)
-
-
-@functools.lru_cache(maxsize=65536)
-def wgrad_plan(p: Problem, tile: Tile, relu: bool) -> Plan:
-    blocks = p.geo.groups * -(-p.channels[1] // tile.BM) * -(-p.channels[0] // tile.BN)
+    dgrad = Plan(bn_relu_conv2d_dgrad_kernel, grid, constants, tile.num_warps, tile.num_stages)
+    tile = tuning.tile("wgrad", p)
+    grid = (p.geo.groups * -(-p.channels[1] // tile.BM) * -(-p.channels[0] // tile.BN), p.taps // tile.taps, tile.splits)
     constants = (p.geo, relu, TYPES[p.dtype], tile.BM, tile.BN, tile.BK, tile.taps, p.precision)
-    return Plan(bn_relu_conv2d_wgrad_kernel, (blocks, p.taps // tile.taps, tile.splits), constants, tile.num_warps, tile.num_stages)
-
-
-@functools.lru_cache(maxsize=65536)
-def bwd_plan(p: Problem, tile: Tile, relu: bool, raw: bool) -> Plan:
-    constants = (p.geo, relu, raw, tile.BM, tile.BN, tile.BK, p.precision)
-    return Plan(bn_relu_conv2d_bwd_kernel, (-(-p.geo.C // tile.BN), tile.splits, 1), constants, tile.num_warps, tile.num_stages)
+    return Backward(None, dgrad, Plan(bn_relu_conv2d_wgrad_kernel, grid, constants, tile.num_warps, tile.num_stages), tile.splits)
 
 
 @functools.cache
@@ -90,12 +104,12 @@ def bn_relu_conv2d_fwd(
     after: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     p = _problem(x, weight, stride, padding, dilation, groups)
-    if tuning.materialises("fwd", p):
+    plan = fwd_plan(p, relu)
+    if plan is None:
         return library.fwd(x, bn, weight, bias, residual, (stride, padding, dilation, groups), relu, want_stats)
     dtype = weight.dtype if residual is None else torch.promote_types(weight.dtype, residual.dtype)
     y = Output.empty(conv_out_shape(x.shape, weight.shape, stride, padding, dilation), dtype, x, weight)
     stats = empty_wide((p.out_tiles, 3, weight.size(0)), x) if want_stats else None
-    plan = fwd_plan(p, tuning.tile("fwd", p), relu)
     plan(nhwc(x), bn, stride_of(bn), nhwc(weight), bias, nhwc(residual), y.memory, stats, p.out_pixels, p.out_tiles)
     return y.get(), stats
 
@@ -123,15 +137,15 @@ def bn_relu_conv2d_bwd(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     p = _problem(x, weight, stride, padding, dilation, groups)
     dy_out = dbias = None
-    in_memory = tuning.materialises("bwd", p)
-    if want_dy or (dy_coeffs is not None and (want_dbias or in_memory)):
+    plans = bwd_plans(p, relu, emit == "dz")
+    if want_dy or (dy_coeffs is not None and (want_dbias or plans is None)):
         # Written once, it is read as it is: dgrad and wgrad need not make it again for every tap.
         written = Output.empty(dy.shape, dy.dtype, x, weight)
         dy_out = bn_bwd(dy, dy_x, dy_coeffs, dy_add, written) if dy_coeffs is not None else written.tensor.copy_(dy)
         dy, dy_x, dy_coeffs, dy_add = dy_out, None, None, None
     if want_dbias:
         dbias = dy.sum((0, 2, 3), dtype=torch.float32)
-    if in_memory:
+    if plans is None:
         conv = (stride, padding, dilation, groups)
         results = library.bwd(dy, x, bn, weight, conv, relu, add_dz, emit, coeffs, residual_grad, want_dw)
         return *results, dbias, dy_out if want_dy else None
@@ -143,19 +157,17 @@ def bn_relu_conv2d_bwd(
     arriving = (nhwc(weight), x, bn, stride_of(bn), nhwc(add_dz))
     leaving = (coeffs, nhwc(residual_grad)) if emit in ("dx", "dx_sums") else (None, None)
     leaving = (*leaving, out and out.memory, sums)
-    raw, tile = emit == "dz", tuning.tile("narrow", p)
-    if tile is not None:
-        partial = _partial(dweight, tile.splits)
-        bwd_plan(p, tile, relu, raw)(*incoming, *arriving, *leaving, partial, p.in_pixels, p.in_tiles, tile.splits)
-        _sum(dweight, partial, tile.splits)
+    partial = _partial(dweight, plans.splits)
+    if plans.both:
+        plans.both(*incoming, *arriving, *leaving, partial, p.in_pixels, p.in_tiles, plans.splits)
     else:
         if emit != "none":
-            dgrad_plan(p, tuning.tile("dgrad", p), relu, raw)(*incoming, *arriving, *leaving, p.in_pixels, p.in_tiles)
+            plans.dgrad(*incoming, *arriving, *leaving, p.in_pixels, p.in_tiles)
         if want_dw:
-            tile = tuning.tile("wgrad", p)
-            partial = _partial(dweight, tile.splits)
-            wgrad_plan(p, tile, relu)(*incoming, x, bn, stride_of(bn), partial, p.out_pixels, tile.splits)
-            _sum(dweight, partial, tile.splits)
+            plans.wgrad(*incoming, x, bn, stride_of(bn), partial, p.out_pixels, plans.splits)
+    if want_dw and plans.splits > 1:
+        elements = dweight.memory.numel()
+        wgrad_sum_plan(elements, plans.splits)(partial, dweight.memory, plans.splits, elements)
     return out and out.get(), sums, dweight and dweight.get(), dbias, dy_out if want_dy else None
 
 
@@ -163,9 +175,3 @@ def _partial(dweight: Output | None, splits: int) -> Tensor | None:
     if dweight is None or splits == 1:
         return dweight and dweight.memory
     return dweight.memory.new_empty((splits, dweight.memory.numel()), dtype=torch.float32)
-
-
-def _sum(dweight: Output | None, partial: Tensor | None, splits: int) -> None:
-    if dweight is not None and splits > 1:
-        elements = dweight.memory.numel()
-        wgrad_sum_plan(elements, splits)(partial, dweight.memory, splits, elements)

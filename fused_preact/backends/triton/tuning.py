@@ -8,7 +8,7 @@ import functools
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,24 @@ Choice = Tile | bool | None
 
 _measured: dict[str, Choice] = {}
 _seen: set[Problem] | None = None
+_plans: list[Any] = []
 
 
-@functools.lru_cache(maxsize=65536)
 def tile(kind: str, p: Problem) -> Tile | None:
     """The tile of a kernel ("fwd", "dgrad", "wgrad", or "narrow", which may be None)."""
     name = key(kind, p)
     return _measured[name] if name in _measured else getattr(tiles, f"{kind}_tile")(p)
 
 
-@functools.lru_cache(maxsize=65536)
 def materialises(direction: str, p: Problem) -> bool:
     """Whether "fwd" or "bwd" goes through torch's library."""
     return _measured.get(key(f"{direction} by library", p), tiles.materialises(p))
+
+
+def cached(plan: Callable[..., Any]) -> Callable[..., Any]:
+    """`plan` computed once for the same arguments, until other choices are in use."""
+    _plans.append(functools.lru_cache(maxsize=65536)(plan))
+    return _plans[-1]
 
 
 def key(kind: str, p: Problem) -> str:
@@ -71,8 +76,8 @@ def recording() -> Iterator[set[Problem]]:
 def use(choices: Mapping[str, Choice]) -> None:
     """Let the measured `choices` (by `key`) decide, besides those that do already."""
     _measured.update(choices)
-    tile.cache_clear()
-    materialises.cache_clear()
+    for plan in _plans:
+        plan.cache_clear()
 
 
 @contextmanager

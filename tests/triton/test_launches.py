@@ -1,0 +1,109 @@
+"""How many kernels a unit launches, and that a launch repeats itself without Triton's JIT."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import fused_preact as fp
+from fused_preact.backends.triton import conv, launch
+from fused_preact.backends.triton.launch import Output, Plan, nhwc
+from tests.testing.cases import device_of
+
+DEVICE = device_of("triton")
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Names of the kernels launched, in order."""
+    names = []
+    call = Plan.__call__
+
+    def record(self, *args):
+        names.append(self.kernel.fn.__name__ if hasattr(self.kernel, "fn") else self.kernel.__name__)
+        call(self, *args)
+
+    monkeypatch.setattr(Plan, "__call__", record)
+    return names
+
+
+def test_launches_of_a_bottleneck(launched):
+    """In a chain of ResNet-1001's first stage: 6 kernels forward, 11 backward; x is read for statistics only once, at the chain's start."""
+    chain = fp.PreActSequential(*(fp.PreActBottleneck(64, 16) for _ in range(3))).to(DEVICE)
+    x = torch.randn(2, 64, 8, 8, device=DEVICE).contiguous(memory_format=torch.channels_last).requires_grad_()
+    with fp.use_backend("triton"):
+        y = chain(x)
+        assert Counter(launched) == {"bn_stats_kernel": 1, "bn_finalize_kernel": 9, "bn_relu_conv2d_fwd_kernel": 9}
+        launched.clear()
+        y.sum().backward()
+    seen = Counter(launched)
+    # One split needs no sum; how many there are depends on the pixels.
+    seen.pop("wgrad_sum_kernel", None)
+    assert seen == {
+        "bn_relu_conv2d_bwd_kernel": 6,
+        "bn_relu_conv2d_dgrad_kernel": 3,
+        "bn_relu_conv2d_wgrad_kernel": 3,
+        "bn_coeffs_kernel": 9,
+        "bn_bwd_kernel": 3,
+    }
+
+
+def test_a_launch_is_found_again_by_all_that_triton_specialises_by(monkeypatch):
+    """dtype, alignment, absence and integers: the same ones skip the JIT, others do not."""
+    compiled, ran = [], []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            def jit(*args, **options):
+                compiled.append(args)
+                return {grid: lambda *args, stream: ran.append(args)}
+
+            return jit
+
+    monkeypatch.setattr(launch, "driver", SimpleNamespace(active=SimpleNamespace(get_current_stream=lambda device: 0)))
+    plan = Plan(Kernel(), (1, 1, 1), (16,), 4)
+    aligned = torch.empty(64)
+    assert aligned.data_ptr() % 16 == 0
+    for args in (
+        (aligned, None, 3, 0.1),
+        (aligned[1:], None, 3, 0.1),
+        (aligned.bfloat16(), None, 3, 0.1),
+        (aligned, aligned, 3, 0.1),
+        (aligned, None, 16, 0.1),
+    ):
+        plan(*args)
+        before = len(compiled)
+        plan(*args)
+        assert len(compiled) == before
+        assert ran[-1][: len(args)] == args
+    assert len(compiled) == 5
+    plan(aligned, None, 3, 0.2)
+    assert len(compiled) == 5, "a float is an argument like any other"
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 3, 5), (1, 1, 1, 1), (2, 1, 4, 4), (2, 8, 1, 1)], ids=str)
+def test_memory_is_dense_nhwc_and_aligned(shape):
+    flat = torch.randn(2 * shape[0] * shape[1] * shape[2] * shape[3] + 8)
+    count = shape[0] * shape[1] * shape[2] * shape[3]
+    plain = flat[:count].view(shape)
+    for given in (plain, plain.contiguous(memory_format=torch.channels_last), flat[1 : count + 1].view(shape), plain[:1].expand(shape)):
+        got = nhwc(given)
+        assert torch.equal(got, given)
+        assert got.permute(0, 2, 3, 1).is_contiguous()
+        assert got.data_ptr() % 16 == 0
+    for fmt in (torch.contiguous_format, torch.channels_last):
+        out = Output(torch.empty(shape, memory_format=fmt))
+        out.memory.copy_(plain)
+        assert torch.equal(out.get(), plain)
+        assert out.get().stride() == torch.empty(shape, memory_format=fmt).stride()
+
+
+def test_flat_convolutions_share_their_kernels():
+    """A 1x1 convolution of stride 1 is a GEMM: another image size compiles nothing new."""
+
+    def constants(size):
+        p = conv.problem((4, 64, size, size), (16, 64, 1, 1), ((1, 1), (0, 0), (1, 1), 1), torch.bfloat16, "ieee", 90)
+        return conv.fwd_plan(p, True).constants
+
+    assert constants(32) == constants(31)
