@@ -16,8 +16,7 @@ def one_thread_and_fixed_seeds() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     # tf32 has tests of its own.
-    torch.backends.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 @pytest.fixture(autouse=True)

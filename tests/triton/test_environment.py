@@ -111,11 +111,11 @@ def test_insisting_on_it_refuses_in_a_sentence():
         layer(torch.randn(2, 6, 5, 5, device=DEVICE))
 
 
-@pytest.mark.parametrize("precision", ["tf32", "ieee"])
-def test_tf32_only_where_torch_allows_it(precision, monkeypatch):
+@pytest.mark.parametrize(("allowed", "precision"), [(True, "tf32"), (False, "ieee")])
+def test_tf32_only_where_torch_allows_it(allowed, precision, monkeypatch):
     from fused_preact.backends.triton import conv
 
-    torch.backends.cudnn.conv.fp32_precision = precision
+    torch.backends.cudnn.allow_tf32 = allowed
     seen = []
     plan = conv.fwd_plan
     monkeypatch.setattr(conv, "fwd_plan", lambda p, relu: (seen.append(p.precision), plan(p, relu))[1])
