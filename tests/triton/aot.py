@@ -23,8 +23,8 @@ from triton.runtime import driver
 from fused_preact.backends.triton import bn, conv, environment, tiles
 from fused_preact.models.shapes import LAYER_SHAPES, LayerShape
 
-# Dynamic shared memory of one program: A100, H100 and H200, B200.
-SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+# Dynamic shared memory of one program: A100, consumer Ampere and Ada, H100 and H200, B200, consumer Blackwell.
+SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 
 
 class Driver:

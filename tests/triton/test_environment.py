@@ -1,6 +1,6 @@
 """What the triton backend takes, and the sentences with which it refuses."""
 
-import importlib.metadata
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,13 +20,13 @@ def installed(monkeypatch):
     """Pretend that another version of triton, or none, is installed, and that no interpreter is asked for."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
-    def pretend(version: str | None) -> None:
-        def own(package: str) -> str:
+    def pretend(version: str | None, missing: str = "triton") -> None:
+        def own(name: str):
             if version is None:
-                raise importlib.metadata.PackageNotFoundError(package)
-            return version
+                raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+            return SimpleNamespace(__version__=version)
 
-        monkeypatch.setattr(importlib.metadata, "version", own)
+        monkeypatch.setattr(environment, "importlib", SimpleNamespace(import_module=own))
 
     return pretend
 
@@ -39,6 +39,8 @@ def test_usable_here():
 def test_missing(installed):
     installed(None)
     assert environment.unavailable() == "triton is not installed; pip install 'fused-preact[triton]'"
+    installed(None, "triton._C.libtriton")
+    assert environment.unavailable().startswith("triton is installed but can't be imported: ModuleNotFoundError")
 
 
 @pytest.mark.parametrize("version", ["3.5.1", "2.3.0"])
@@ -47,30 +49,28 @@ def test_too_old(installed, version):
     assert environment.unavailable() == f"triton {version} is too old, expected 3.6 or newer"
 
 
-@pytest.mark.parametrize("version", ["3.6.0", "3.10.0rc1", "4.0.0+git1234"])
+@pytest.mark.parametrize("version", ["3.6.0", "3.6rc1", "3.10.0rc1", "4.0.0+git1234", "nightly"])
 def test_new_enough_but_no_gpu(installed, version, monkeypatch):
     installed(version)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert environment.unavailable().startswith("triton needs a CUDA device and torch sees none")
 
 
-def test_broken_installation(installed, monkeypatch):
-    installed("3.7.1")
-
+def test_broken_installation(monkeypatch):
     def broken(name: str):
         raise ImportError("libtriton.so: cannot open shared object file")
 
-    monkeypatch.setattr(environment.importlib, "import_module", broken)
+    monkeypatch.setattr(environment, "importlib", SimpleNamespace(import_module=broken))
     reason = environment.unavailable()
-    assert reason == "triton 3.7.1 is installed but can't be imported: ImportError: libtriton.so: cannot open shared object file"
+    assert reason == "triton is installed but can't be imported: ImportError: libtriton.so: cannot open shared object file"
 
 
 def test_old_gpu(installed, monkeypatch):
     installed("3.7.1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(environment, "capability", lambda index: (70, 75)[index])
-    assert environment.unavailable() == "triton kernels need compute capability 8.0 or newer, and the best device here has 7.5"
+    monkeypatch.setattr(environment, "capability", lambda index: (90, 75)[index])
+    assert environment.unavailable() == "triton kernels need compute capability 8.0 or newer on every visible device, and one has 7.5"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -98,8 +98,10 @@ def test_refuses_few_of_the_shared_cases():
         (Case(DEVICE, torch.float32, (2, 64, 4, 4), (64, 8, 1, 1), torch.float32, Conv(groups=8)), "takes groups of 16 channels and more"),
         (Case(DEVICE, torch.float32, (2**27, 8, 4, 4)), "counts pixels and offsets inside an image with 32 bits"),
         (Case(DEVICE, torch.float32, (1, 1024, 2048, 2048)), "counts pixels and offsets inside an image with 32 bits"),
+        (Case(DEVICE, torch.bfloat16, (2**31 - 129, 1, 1, 1)), "counts pixels and offsets inside an image with 32 bits"),
+        (Case(DEVICE, torch.bfloat16, (1, 65536, 1, 1), (65536, 65536, 1, 1), torch.bfloat16, Conv()), "counts weights with 32 bits"),
     ],
-    ids=["device", "dtype", "weight-dtype", "groups", "pixels", "image"],
+    ids=["device", "dtype", "weight-dtype", "groups", "pixels", "image", "last-tile", "weight"],
 )
 def test_refuses_in_a_sentence(case, words):
     assert words in why_not(case)

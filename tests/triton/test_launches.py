@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import fused_preact as fp
+from fused_preact.backends import backend
 from fused_preact.backends.triton import conv, launch
 from fused_preact.backends.triton.launch import Output, Plan, nhwc
 from tests.testing.cases import device_of
@@ -107,3 +108,50 @@ def test_flat_convolutions_share_their_kernels():
         return conv.fwd_plan(p, True).constants
 
     assert constants(32) == constants(31)
+
+
+def run(backend_name, x, weight, vectors, stride):
+    """Forward and backward of a layer with running statistics that move, all gradients, on one backend."""
+    x = x.clone().requires_grad_()
+    gamma, beta, mean, var, bias = vectors()
+    leaves = [t.detach().requires_grad_() for t in (gamma, beta, bias)]
+    weight = weight.clone().requires_grad_()
+    with fp.use_backend(backend_name):
+        y = fp.bn_relu_conv2d(x, leaves[0], leaves[1], mean, var, weight, leaves[2], training=True, stride=stride)
+        grads = torch.autograd.grad(y.square().sum(), [x, weight, *leaves])
+    return [y.detach(), *grads, mean.clone(), var.clone()]
+
+
+def test_vectors_of_any_stride():
+    """Expanded and sliced parameters and running statistics: what lies between their elements is neither read nor written."""
+
+    def vectors():
+        wide = torch.arange(64, dtype=torch.float32, device=DEVICE).view(16, 4) / 64
+        beta = torch.full((1,), 0.5, device=DEVICE).expand(16)
+        return wide[:, 1] + 1.0, beta, torch.zeros(16, 2, device=DEVICE)[:, 0], torch.ones(16, 3, device=DEVICE)[:, 2], wide[:, 2]
+
+    x, weight = torch.randn(2, 16, 5, 5, device=DEVICE), torch.randn(16, 16, 1, 1, device=DEVICE)
+    for got, wanted in zip(run("triton", x, weight, vectors, 1), run("eager", x, weight, vectors, 1), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("emit", ["none", "dz"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_pixels_that_a_stride_leaves_out_stay_out(bad, emit):
+    """They may hold anything: dweight does not see them."""
+    x = torch.randn(1, 16, 4, 4, device=DEVICE)
+    x[0, :, 1, 1] = bad
+    weight, dy = torch.randn(16, 16, 1, 1, device=DEVICE), torch.randn(1, 16, 2, 2, device=DEVICE)
+    args = (dy, None, None, None, x, None, weight, (2, 2), (0, 0), (1, 1), 1, True, None, emit, None, None, False, True, False)
+    _, _, dweight, _, _ = backend("triton").bn_relu_conv2d_bwd(*args)
+    torch.testing.assert_close(dweight, backend("eager").bn_relu_conv2d_bwd(*args)[2], rtol=1e-4, atol=1e-5)
+
+
+def test_a_float64_residual_promotes():
+    x, weight = torch.randn(2, 16, 4, 4, device=DEVICE), torch.randn(16, 16, 1, 1, device=DEVICE)
+    residual = torch.randn(2, 16, 4, 4, device=DEVICE, dtype=torch.float64)
+    bn = torch.rand(5, 16, device=DEVICE)
+    args = (x, bn, weight, None, residual, (1, 1), (0, 0), (1, 1), 1, True, True, None)
+    for got, wanted in zip(backend("triton").bn_relu_conv2d_fwd(*args), backend("eager").bn_relu_conv2d_fwd(*args), strict=True):
+        assert got.dtype == wanted.dtype == torch.float64
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)

@@ -150,3 +150,46 @@ def test_autotune_refuses_in_a_sentence(monkeypatch):
     monkeypatch.setattr(tune, "backend", lambda name: "triton is not installed")
     with pytest.raises(ValueError, match="not usable: triton is not installed"):
         fp.autotune(PreActBottleneck(16, 4), torch.randn(1, 16, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("kind", "tile"),
+    [
+        ("wgrad", Tile(16, 16, 64, 4, 2, taps=2)),
+        ("fwd", Tile(48, 16, 16, 4, 2)),
+        ("fwd", Tile(64, 16, 16, 3, 2)),
+        ("fwd", Tile(256, 16, 16, 4, 2)),
+        ("narrow", Tile(64, 16, 16, 8, 2)),
+        ("narrow", Tile(64, 16, 64, 8, 2, splits=64)),
+    ],
+    ids=["taps", "power-of-2", "warps", "rows", "channels", "splits"],
+)
+def test_a_tile_that_would_compute_something_else_is_not_used(kind, tile):
+    p = problem() if kind != "narrow" else problem((1, 16, 8, 8), (33, 16, 1, 1), (0, 0))
+    default = tuning.tile(kind, p)
+    with tuning.trying({tuning.key(kind, p): tile}):
+        assert tuning.tile(kind, p) == default
+
+
+def test_every_candidate_fits():
+    for weight, padding in (((16, 16, 3, 3), (1, 1)), ((16, 16, 1, 1), (0, 0)), ((256, 128, 1, 1), (0, 0))):
+        p = problem((8, weight[1], 32, 32), weight, padding)
+        for kind in ("fwd", "dgrad", "wgrad", "narrow"):
+            assert all(tiles.fits(kind, p, tile) for tile in tiles.candidates(kind, p)), kind
+
+
+@pytest.mark.parametrize("breaks", ["home", "permission", "nesting"])
+def test_importing_survives_any_cache(breaks, monkeypatch):
+    if breaks == "nesting":
+        path = tuning.cache_file()
+        path.parent.mkdir(parents=True)
+        path.write_text("[" * 200_000)
+    error = {"home": RuntimeError("no home"), "permission": PermissionError("no"), "nesting": None}[breaks]
+    if error is not None:
+
+        def broken():
+            raise error
+
+        monkeypatch.setattr(tuning, "cache_file", broken)
+    with pytest.warns(UserWarning, match="ignores the tuning cache"):
+        tuning.load()

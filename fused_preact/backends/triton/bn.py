@@ -8,7 +8,7 @@ from torch import Tensor
 from fused_preact.backends.layout import empty_wide, tiles
 from fused_preact.backends.triton.kernels import bn as kernels
 from fused_preact.backends.triton.kernels.common import tl
-from fused_preact.backends.triton.launch import Output, Plan, nhwc
+from fused_preact.backends.triton.launch import Output, Plan, nhwc, rows, vector
 from fused_preact.backends.triton.tiles import bn_tile, channel_tile
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -67,7 +67,12 @@ def bn_finalize_update(
     if momentum is None:
         # Every program reads it, so none may write it.
         num_batches_tracked.add_(1)
-    return _finalize(stats, gamma, beta, running_mean, running_var, num_batches_tracked, momentum, eps, False)
+    mean, var = vector(running_mean), vector(running_var)
+    bn = _finalize(stats, gamma, beta, mean, var, num_batches_tracked, momentum, eps, False)
+    for buffer, moved in ((running_mean, mean), (running_var, var)):
+        if buffer is not moved:
+            buffer.copy_(moved)
+    return bn
 
 
 def _finalize(
@@ -84,9 +89,8 @@ def _finalize(
     count, _, channels = stats.shape
     bn = stats.new_empty((5, channels))
     plan = _per_channel("bn_finalize_kernel", channels, count, frozen, momentum is None)
-    plan(
-        stats.contiguous(), gamma, beta, running_mean, running_var, num_batches_tracked, bn, count, momentum or 0.0, eps
-    )  # fmt: skip
+    small = (stats.contiguous(), vector(gamma), vector(beta), running_mean, running_var, num_batches_tracked)
+    plan(*small, bn, count, 0.0 if momentum is None else float(momentum), float(eps))
     return bn
 
 
@@ -94,7 +98,7 @@ def bn_coeffs(sums: Tensor, bn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     count, channels = sums.size(0), bn.size(1)
     # dgamma and dbeta become gradients: memory of their own, not rows of something larger.
     coeffs, dgamma, dbeta = bn.new_empty((4, channels)), bn.new_empty(channels), bn.new_empty(channels)
-    _per_channel("bn_coeffs_kernel", channels, count)(sums.contiguous(), bn, bn.stride(0), coeffs, dgamma, dbeta, count)
+    _per_channel("bn_coeffs_kernel", channels, count)(sums.contiguous(), *rows(bn), coeffs, dgamma, dbeta, count)
     return coeffs, dgamma, dbeta
 
 
@@ -107,7 +111,7 @@ def bn_relu(x: Tensor, bn: Tensor, relu: bool) -> Tensor:
 def activated(x: Tensor, bn: Tensor, relu: bool, z: Tensor) -> None:
     """relu(bn(x)) into z (both dense NHWC), in the dtype of z."""
     if x.numel():
-        _elementwise("bn_relu_kernel", x.size(1), pixels(x), relu)(x, bn, bn.stride(0), z, pixels(x))
+        _elementwise("bn_relu_kernel", x.size(1), pixels(x), relu)(x, *rows(bn), z, pixels(x))
 
 
 def bn_relu_bwd(dz: Tensor, x: Tensor, bn: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
@@ -132,12 +136,12 @@ def masked(
     """Backward of BN and ReLU from a dz in memory into `out` (g, or dx with coeffs) and `sums`; z: its dtype in forward."""
     count = tiles(x.shape)
     plan = _reducing("bn_relu_bwd_kernel", x.size(1), pixels(x), count, TYPES[z], relu)
-    plan(nhwc(dz), nhwc(add_dz), x, bn, bn.stride(0), coeffs, nhwc(residual_grad), out, sums, pixels(x), count)
+    plan(nhwc(dz), nhwc(add_dz), x, *rows(bn), vector(coeffs), nhwc(residual_grad), out, sums, pixels(x), count)
 
 
 def bn_bwd(g: Tensor, x: Tensor | None, coeffs: Tensor, residual_grad: Tensor | None, dx: Output | None = None) -> Tensor:
     dx = dx or Output.empty(g.shape, g.dtype, g)
     if g.numel():
         plan = _elementwise("bn_bwd_kernel", g.size(1), pixels(g))
-        plan(nhwc(g), nhwc(x), coeffs, nhwc(residual_grad), dx.memory, pixels(g))
+        plan(nhwc(g), nhwc(x), vector(coeffs), nhwc(residual_grad), dx.memory, pixels(g))
     return dx.get()

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fused_preact.backends.layout import conv_out_shape, empty_wide, tiles
+from fused_preact.backends import eager
+from fused_preact.backends.layout import conv_out_shape, empty_wide, stored, tiles
 from fused_preact.backends.records import Pair
 from fused_preact.backends.triton import environment, library, tuning
 from fused_preact.backends.triton.bn import TYPES, bn_bwd
@@ -15,7 +16,7 @@ from fused_preact.backends.triton.kernels.bn_relu_conv2d_dgrad import bn_relu_co
 from fused_preact.backends.triton.kernels.bn_relu_conv2d_fwd import bn_relu_conv2d_fwd_kernel
 from fused_preact.backends.triton.kernels.bn_relu_conv2d_wgrad import bn_relu_conv2d_wgrad_kernel, wgrad_sum_kernel
 from fused_preact.backends.triton.kernels.common import Geometry
-from fused_preact.backends.triton.launch import Output, Plan, nhwc, stride_of
+from fused_preact.backends.triton.launch import Output, Plan, nhwc, rows, vector
 from fused_preact.backends.triton.tiles import Problem
 
 FLAT = Geometry(*[1] * 10, 0, 0, 1, 1, 1)
@@ -103,6 +104,11 @@ def bn_relu_conv2d_fwd(
     want_stats: bool,
     after: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
+    if residual is not None and residual.dtype not in TYPES:
+        # A float64 residual promotes the sum to float64, which kernels don't add in.
+        y, _ = bn_relu_conv2d_fwd(x, bn, weight, bias, None, stride, padding, dilation, groups, relu, False, None)
+        y = stored(y + residual, torch.promote_types(y.dtype, residual.dtype), x, weight)
+        return y, eager.bn_stats(y) if want_stats else None
     p = _problem(x, weight, stride, padding, dilation, groups)
     plan = fwd_plan(p, relu)
     if plan is None:
@@ -110,7 +116,7 @@ def bn_relu_conv2d_fwd(
     dtype = weight.dtype if residual is None else torch.promote_types(weight.dtype, residual.dtype)
     y = Output.empty(conv_out_shape(x.shape, weight.shape, stride, padding, dilation), dtype, x, weight)
     stats = empty_wide((p.out_tiles, 3, weight.size(0)), x) if want_stats else None
-    plan(nhwc(x), bn, stride_of(bn), nhwc(weight), bias, nhwc(residual), y.memory, stats, p.out_pixels, p.out_tiles)
+    plan(nhwc(x), *rows(bn), nhwc(weight), vector(bias), nhwc(residual), y.memory, stats, p.out_pixels, p.out_tiles)
     return y.get(), stats
 
 
@@ -152,10 +158,10 @@ def bn_relu_conv2d_bwd(
     out = Output.empty(x.shape, x.dtype, x, weight) if emit in ("dz", "g", "dx", "dx_sums") else None
     sums = empty_wide((p.in_tiles, 2, x.size(1)), x) if emit in ("g", "sums", "dx_sums") else None
     dweight = Output(torch.empty_like(weight)) if want_dw else None
-    incoming = (nhwc(dy), nhwc(dy_x), dy_coeffs, nhwc(dy_add))
-    x = nhwc(x)
-    arriving = (nhwc(weight), x, bn, stride_of(bn), nhwc(add_dz))
-    leaving = (coeffs, nhwc(residual_grad)) if emit in ("dx", "dx_sums") else (None, None)
+    incoming = (nhwc(dy), nhwc(dy_x), vector(dy_coeffs), nhwc(dy_add))
+    normed = (nhwc(x), *rows(bn))
+    arriving = (nhwc(weight), *normed, nhwc(add_dz))
+    leaving = (vector(coeffs), nhwc(residual_grad)) if emit in ("dx", "dx_sums") else (None, None)
     leaving = (*leaving, out and out.memory, sums)
     partial = _partial(dweight, plans.splits)
     if plans.both:
@@ -164,7 +170,7 @@ def bn_relu_conv2d_bwd(
         if emit != "none":
             plans.dgrad(*incoming, *arriving, *leaving, p.in_pixels, p.in_tiles)
         if want_dw:
-            plans.wgrad(*incoming, x, bn, stride_of(bn), partial, p.out_pixels, plans.splits)
+            plans.wgrad(*incoming, *normed, partial, p.out_pixels, plans.splits)
     if want_dw and plans.splits > 1:
         elements = dweight.memory.numel()
         wgrad_sum_plan(elements, plans.splits)(partial, dweight.memory, plans.splits, elements)

@@ -1,8 +1,9 @@
 """What triton can do on this machine, and why not."""
 
 import functools
-import importlib.metadata
+import importlib
 import os
+import re
 
 import torch
 
@@ -18,24 +19,26 @@ def interpreted() -> bool:
 def unavailable() -> str | None:
     """Why the triton backend can't be used on this machine, in a sentence, or None."""
     try:
-        version = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        return "triton is not installed; pip install 'fused-preact[triton]'"
-    if tuple(int(part) for part in version.split(".")[:2]) < MIN_VERSION:
-        return f"triton {version} is too old, expected {'.'.join(map(str, MIN_VERSION))} or newer"
-    try:
+        version = importlib.import_module("triton").__version__
         importlib.import_module("triton.language")
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            return f"triton is installed but can't be imported: {type(error).__name__}: {error}"
+        return "triton is not installed; pip install 'fused-preact[triton]'"
     except Exception as error:
-        return f"triton {version} is installed but can't be imported: {type(error).__name__}: {error}"
+        return f"triton is installed but can't be imported: {type(error).__name__}: {error}"
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers and tuple(map(int, numbers.groups())) < MIN_VERSION:
+        return f"triton {version} is too old, expected {'.'.join(map(str, MIN_VERSION))} or newer"
     if interpreted():
         return None
     if torch.version.hip:
         return "triton kernels of this package are for CUDA, and this torch is built for ROCm"
     if not torch.cuda.is_available():
         return "triton needs a CUDA device and torch sees none (TRITON_INTERPRET=1 runs its interpreter on the CPU, slowly)"
-    best = max(capability(index) for index in range(torch.cuda.device_count()))
-    if best < MIN_CAPABILITY:
-        return f"triton kernels need compute capability 8.0 or newer, and the best device here has {best // 10}.{best % 10}"
+    least = min(capability(index) for index in range(torch.cuda.device_count()))
+    if least < MIN_CAPABILITY:
+        return f"triton kernels need compute capability 8.0 or newer on every visible device, and one has {least // 10}.{least % 10}"
     return None
 
 

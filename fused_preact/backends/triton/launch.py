@@ -54,9 +54,17 @@ def nhwc(t: Tensor | None) -> Tensor | None:
     return torch.empty(t.shape, dtype=t.dtype, device=t.device, memory_format=torch.channels_last).copy_(t)
 
 
-def stride_of(bn: Tensor | None) -> int | None:
-    """Floats between two vectors of bn, which may be a view of those of a whole unit."""
-    return None if bn is None else bn.stride(0)
+def vector(t: Tensor | None) -> Tensor | None:
+    """t with its elements side by side, as kernels read what there is one of a channel."""
+    return t if t is None else t.contiguous()
+
+
+def rows(bn: Tensor | None) -> tuple[Tensor | None, int | None]:
+    """bn with the elements of each vector side by side, and the distance of two vectors: it may be a view of those of a whole unit."""
+    if bn is None:
+        return None, None
+    bn = bn if bn.stride(1) == 1 else bn.contiguous()
+    return bn, bn.stride(0)
 
 
 class Output:

@@ -38,6 +38,16 @@ class Problem(NamedTuple):
         return self.geo.R * self.geo.S
 
     @property
+    def tcgen05(self) -> bool:
+        """Tensor cores of data-centre Blackwell."""
+        return 100 <= self.capability < 120
+
+    @property
+    def small_shared(self) -> bool:
+        """100 KB of shared memory: consumer GPUs."""
+        return self.capability in (86, 89) or self.capability >= 120
+
+    @property
     def ieee(self) -> bool:
         """Dots on the general cores, with every operand in registers: smaller tiles."""
         return self.dtype == torch.float32 and self.precision == "ieee"
@@ -71,14 +81,14 @@ def dgrad_tile(p: Problem) -> Tile:
     if tile.BN <= 32 or p.ieee:
         return tile
     # Its epilogue holds tiles of dz and x at once.
-    return Tile(128, 64, min(32, tile.BK), 8, 3) if p.capability >= 100 else tile._replace(BM=64, BN=64, num_warps=8)
+    return Tile(128, 64, min(32, tile.BK), 8, 3) if p.tcgen05 else tile._replace(BM=64, BN=64, num_warps=8)
 
 
 def wgrad_tile(p: Problem) -> Tile:
     """Outputs: K/groups x C/groups for each tap. Contracted: pixels, in splits."""
     bn, bm = (min(64 if p.ieee else 128, _at_least_16(n)) for n in p.channels)
     # A row of taps reads dy once for all of them.
-    taps = p.geo.S if p.geo.S <= 3 and bm * bn <= (1024 if p.ieee or p.capability < 90 else 4096) else 1
+    taps = p.geo.S if p.geo.S <= 3 and bm * bn <= (1024 if p.ieee or p.capability < 90 or p.small_shared else 4096) else 1
     others = p.geo.groups * -(-p.channels[1] // bm) * -(-p.channels[0] // bn) * (p.taps // taps)
     bk = 32 if p.dtype.itemsize == 4 else 64
     splits = max(1, min(PROGRAMS // others, p.out_pixels // (4 * bk)))
@@ -87,8 +97,8 @@ def wgrad_tile(p: Problem) -> Tile:
 
 def narrow_tile(p: Problem) -> Tile | None:
     """The tile of the kernel that makes dgrad and wgrad of a 1x1 convolution at once, or None where dweight is too large for it."""
-    bk, bn = _at_least_16(p.geo.K), min(64 if p.capability >= 90 else 32, _at_least_16(p.geo.C))
-    most = 1024 if p.ieee else 4096 if p.capability < 100 else 2048
+    bk, bn = _at_least_16(p.geo.K), min(64 if 90 <= p.capability < 120 else 32, _at_least_16(p.geo.C))
+    most = 1024 if p.ieee else 2048 if p.tcgen05 or p.small_shared else 4096
     if p.geo.groups > 1 or p.taps > 1 or bk > 128 or bk * bn > most:
         return None
     return Tile(64, bn, bk, 8, 2, 1, max(1, min(PROGRAMS // 2, p.in_pixels // 64, p.in_tiles)))
@@ -103,7 +113,7 @@ def _gemm(p: Problem, contracted: int, columns: int, pixels: int) -> Tile:
     bk = min(32 if p.dtype.itemsize == 4 else 64, _at_least_16(contracted))
     if p.ieee:
         return Tile(64, min(32, _at_least_16(columns)), min(bk, 16), 4, 2)
-    if p.capability >= 100:
+    if p.tcgen05:
         # tcgen05 wants 128 rows, and leaves fewer registers for the epilogue.
         bn = min(64, _at_least_16(columns))
         return Tile(128, bn, min(bk, 32), 8, 2 if bn == 32 else 3)
@@ -117,8 +127,10 @@ def _gemm(p: Problem, contracted: int, columns: int, pixels: int) -> Tile:
 
 def _stages(p: Problem, rows: int, bk: int) -> int:
     """Steps in flight: up to 4, in half of the shared memory of a multiprocessor, so that two programs fit."""
-    shared = 48 * 1024 if p.capability in (86, 89, 120) else 80 * 1024 if p.capability < 90 else 110 * 1024
-    return max(2, min(3 if p.capability >= 100 else 4, shared // (rows * bk * p.dtype.itemsize)))
+    if p.small_shared:
+        return 2
+    shared = 80 * 1024 if p.capability < 90 else 110 * 1024
+    return max(2, min(3 if p.tcgen05 else 4, shared // (rows * bk * p.dtype.itemsize)))
 
 
 def _at_least_16(n: int) -> int:
@@ -167,3 +179,17 @@ def candidates(kind: str, p: Problem) -> list[Tile]:
     if kind != "narrow":
         listed += [tile._replace(**{side: getattr(tile, side) // 2}) for side in ("BN", "BK") if getattr(tile, side) > DOT_MIN]
     return listed
+
+
+def fits(kind: str, p: Problem, tile: Tile | None) -> bool:
+    """Whether a kernel computes `p` with `tile`, wherever the tile comes from."""
+    if tile is None:
+        return kind == "narrow"
+    sides = (tile.BM, tile.BN, tile.BK)
+    if any(side < DOT_MIN or side != power_of_2(side) for side in sides) or tile.BM > 128 or max(sides) > 256:
+        return False
+    if tile.num_warps not in (1, 2, 4, 8, 16) or tile.num_stages > 8 or p.taps % tile.taps:
+        return False
+    if kind != "narrow":
+        return kind == "wgrad" or tile.taps == 1
+    return p.taps == p.geo.groups == 1 and tile.BK >= p.geo.K and tile.splits <= p.in_tiles

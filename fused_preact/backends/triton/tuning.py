@@ -27,6 +27,9 @@ KINDS = ("fwd", "dgrad", "wgrad", "narrow", "fwd by library", "bwd by library")
 # A Tile; None for "narrow": two kernels; True or False for "by library".
 Choice = Tile | bool | None
 
+# No file, no permission, no home, no JSON, and JSON too deep.
+_UNREADABLE = (OSError, ValueError, RuntimeError)
+
 _measured: dict[str, Choice] = {}
 _seen: set[Problem] | None = None
 _plans: list[Any] = []
@@ -35,7 +38,9 @@ _plans: list[Any] = []
 def tile(kind: str, p: Problem) -> Tile | None:
     """The tile of a kernel ("fwd", "dgrad", "wgrad", or "narrow", which may be None)."""
     name = key(kind, p)
-    return _measured[name] if name in _measured else getattr(tiles, f"{kind}_tile")(p)
+    if name in _measured and tiles.fits(kind, p, _measured[name]):
+        return _measured[name]
+    return getattr(tiles, f"{kind}_tile")(p)
 
 
 def materialises(direction: str, p: Problem) -> bool:
@@ -105,13 +110,16 @@ def environment_of(device: torch.device) -> str:
 
 def load() -> None:
     """Use what the cache file has for this device and these versions; a corrupt file, or one without, is ignored with a warning."""
-    path, on_gpu = cache_file(), not interpreted()
-    if torch.compiler.is_compiling() or (on_gpu and torch.cuda.is_current_stream_capturing()) or not path.exists():
+    on_gpu = not interpreted()
+    if torch.compiler.is_compiling() or (on_gpu and torch.cuda.is_current_stream_capturing()):
         return
-    environment = environment_of(torch.device("cuda" if on_gpu else "cpu"))
+    path, environment = "", environment_of(torch.device("cuda" if on_gpu else "cpu"))
     try:
+        path = cache_file()
+        if not path.is_file():
+            return
         choices = _choices(_read(path), environment)
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         warnings.warn(f"fused_preact ignores the tuning cache {path}, which can't be read: {error}", stacklevel=2)
         return
     if choices is None:
@@ -123,7 +131,7 @@ def load() -> None:
 def save(environment: str, choices: Mapping[str, Choice]) -> Path:
     """Add `choices` to the cache file; what it has for others stays, and what can't be read is replaced."""
     path, entries, own = cache_file(), {}, {}
-    with suppress(OSError, ValueError):
+    with suppress(*_UNREADABLE):
         entries = _read(path)
         own = _choices(entries, environment) or {}
     entries[environment] = own | dict(choices)

@@ -53,13 +53,15 @@ def bn_relu_conv2d_bwd_kernel(
         image = tile * BM // (geo.H * geo.W)
         base = tl.cast(image, tl.int64) * (geo.P * geo.Q * geo.K)
         row, read = source(m, 0, 0, image, geo)
-        read = (read & inside_m)[:, None] & inside_k[None, :]
-        d = load_dy(dy, dy_x, dy_add, a, b, mean_k, shift_k, base, row[:, None] * geo.K + k[None, :], read)
+        read = (read & inside_m)[:, None]
+        d = load_dy(dy, dy_x, dy_add, a, b, mean_k, shift_k, base, row[:, None] * geo.K + k[None, :], read & inside_k[None, :])
         d = operand(d, Z)
         if partial is not None:
             z = v
             if bn is not None:
-                z = tl.where(inside, activate(v, mean, scale, shift, RELU), 0.0)
+                z = activate(v, mean, scale, shift, RELU)
+            # A pixel that no output reads may hold anything, and 0*inf is not 0.
+            z = tl.where(read & inside_c[None, :], z, 0.0)
             acc = tl.dot(tl.trans(d), operand(z, Z), acc, input_precision=PRECISION)
         if out is not None or sums is not None:
             dz = tl.dot(d, wt, input_precision=PRECISION)

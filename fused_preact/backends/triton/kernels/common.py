@@ -84,7 +84,7 @@ def vectors(x, bn, stride, c, inside):
     scale = tl.load(bn + 2 * stride + c, inside, 0.0)
     offset = tl.load(bn + 3 * stride + c, inside, 0.0)
     if x.dtype.element_ty.primitive_bitwidth == 16:
-        offset -= mean * scale
+        offset = tl.fma(-mean, scale, offset)
     return mean, scale, offset
 
 
@@ -92,7 +92,7 @@ def vectors(x, bn, stride, c, inside):
 def activate(x, mean, scale, offset, RELU: tl.constexpr):
     """z = relu((x - mean)*scale + beta), the same in every kernel: a recomputed mask is the mask of forward.
 
-    A 16-bit x has fewer digits than x*scale + (beta - mean*scale) loses, and that is an instruction shorter.
+    For a 16-bit x as x*scale + (beta - mean*scale), an instruction and a register shorter: where x varies, it has too few digits to tell.
     """
     v = x.to(tl.float32)
     if x.dtype.primitive_bitwidth != 16:
@@ -122,7 +122,7 @@ def dy_vectors(dy_x, coeffs, k, inside, channels):
         mean = tl.load(coeffs + 2 * channels + k, inside, 0.0)
         c = tl.load(coeffs + 3 * channels + k, inside, 0.0)
         if dy_x.dtype.element_ty.primitive_bitwidth == 16:
-            c -= b * mean
+            c = tl.fma(-b, mean, c)
     return a, b, mean, c
 
 
