@@ -98,7 +98,11 @@ def wgrad_tile(p: Problem) -> Tile:
 def narrow_tile(p: Problem) -> Tile | None:
     """The tile of the kernel that makes dgrad and wgrad of a 1x1 convolution at once, or None where dweight is too large for it."""
     bk, bn = _at_least_16(p.geo.K), min(64 if 90 <= p.capability < 120 else 32, _at_least_16(p.geo.C))
-    most = 1024 if p.ieee else 2048 if p.tcgen05 or p.small_shared else 4096
+    most = 4096
+    if p.ieee or (p.small_shared and p.dtype.itemsize == 4):
+        most = 1024
+    elif p.tcgen05 or p.small_shared:
+        most = 2048
     if p.geo.groups > 1 or p.taps > 1 or bk > 128 or bk * bn > most:
         return None
     return Tile(64, bn, bk, 8, 2, 1, max(1, min(PROGRAMS // 2, p.in_pixels // 64, p.in_tiles)))
