@@ -36,10 +36,10 @@ demo: setup ## train MODEL on handwritten digits, then time it against eager PyT
 		--json runs/demo-$(MODEL).json --plot runs/demo-$(MODEL).png
 
 test: setup ## the tests, without the slow ones
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 test-all: setup ## all tests
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 bench: setup ## time every layer shape, and the host time of a unit
 	$(BIN)/python -m pytest benchmarks --benchmark-only
