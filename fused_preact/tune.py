@@ -81,7 +81,6 @@ def _best(problem: Any, device: torch.device) -> dict[str, Any]:
 
 def _fastest(call: Callable[[], object], options: list[dict[str, Any]], device: torch.device) -> dict[str, Any]:
     """The option under which `call` takes the least time; those that do not compile or fit drop out."""
-
     runs = {}
     for index, option in enumerate(options):
         # Whatever a candidate breaks on (shared memory, registers, the compiler) is a reason not to choose it.

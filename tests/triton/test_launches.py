@@ -1,5 +1,6 @@
 """How many kernels a unit launches, and that a launch repeats itself without Triton's JIT."""
 
+import copy
 from collections import Counter
 from types import SimpleNamespace
 
@@ -48,6 +49,25 @@ def test_launches_of_a_bottleneck(launched):
         "bn_coeffs_kernel": 9,
         "bn_bwd_kernel": 3,
     }
+
+
+@pytest.mark.compile
+def test_a_compiled_unit_stays_opaque():
+    """fullgraph: the tracer meets operators and no kernel; results are those of the unit called."""
+    unit = fp.PreActBottleneck(16, 16).to(DEVICE)
+    twin = copy.deepcopy(unit)
+    x = torch.randn(2, 16, 4, 4, device=DEVICE)
+    with fp.use_backend("triton"):
+        results = []
+        for module in (torch.compile(unit, backend="aot_eager", fullgraph=True), twin):
+            leaf = x.clone().requires_grad_()
+            y = module(leaf)
+            y.square().sum().backward()
+            results.append((y.detach(), leaf.grad))
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+    for got, wanted in zip(unit.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad, rtol=0, atol=0)
 
 
 def test_a_launch_is_found_again_by_all_that_triton_specialises_by(monkeypatch):
