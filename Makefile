@@ -6,9 +6,10 @@ WORKERS ?= 2
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+ASAN := build/asan
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench lint format wheel clean
+.PHONY: help setup demo test test-all asan bench lint format wheel clean
 
 help: ## what can be made, and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,12 +22,13 @@ help: ## what can be made, and the variables
 	@echo "  WORKERS=$(WORKERS)  processes that run tests"
 
 setup: $(INSTALLED) ## make .venv with the package (editable) and all that demo and tests need
+	@$(BIN)/python setup.py -q build_ext --inplace
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "fused-preact needs Python 3.11 or newer and '$(PYTHON)' is not one: name one with make $(MAKECMDGOALS) PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools ninja pybind11
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[train,triton,dev]'
 	@touch $@
 
@@ -40,6 +42,16 @@ test: setup ## the tests, without the slow ones
 
 test-all: setup ## all tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+asan: setup ## the kernel tests of the cpu backend under AddressSanitizer and UBSan, in a copy of the package
+	@mkdir -p $(ASAN)
+	@cd $(ASAN) && rm -rf csrc fused_preact tests
+	@cp -a setup.py pyproject.toml README.md LICENSE csrc fused_preact tests $(ASAN)
+	cd $(ASAN) && CXX='$(CXX)' CXXFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O1' FUSED_PREACT_REQUIRE_NATIVE=1 \
+		$(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
+	cd $(ASAN) && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		$(CURDIR)/$(BIN)/python -m pytest -s -n $(WORKERS) -m "not slow" -k cpu tests/ops $(wildcard tests/csrc)
 
 bench: setup ## time every layer shape, and the host time of a unit
 	$(BIN)/python -m pytest benchmarks --benchmark-only
@@ -59,4 +71,5 @@ wheel: setup ## dist/: the sdist, and a wheel built from it
 
 clean: ## remove what was built, but not .venv and runs/
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -f fused_preact/_cpu*
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -85,3 +85,9 @@ def test_native_code_is_torch_free():
         if path.is_relative_to(PROJECT / "csrc"):
             text = path.read_text(encoding="utf-8")
             assert not any(f"#include {quote}{head}/" in text for head in ("torch", "ATen", "c10") for quote in '<"'), path
+
+
+def test_one_file_of_a_library_binds_it():
+    """pybind11 takes seconds to compile, and the others are compiled once for every instruction set."""
+    users = [p.name for p in SOURCES if p.is_relative_to(PROJECT / "csrc") and "#include <pybind11" in p.read_text(encoding="utf-8")]
+    assert users == ["binding.cpp"]

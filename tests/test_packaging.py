@@ -13,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
+COMPILER = os.environ.get("CXX") or any(map(shutil.which, ("c++", "g++", "clang++")))
+
 
 def check(*command, **options):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
@@ -36,28 +38,70 @@ def test_constraints_name_one_version_of_each_package():
     assert versions["triton"] == "3.7.1"
 
 
+def build_in_place(tmp_path, **env):
+    """What setup.py does in a copy of the sources with the variables of `env`."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    (tmp_path / "fused_preact").mkdir()
+    (tmp_path / "fused_preact/__init__.py").write_text('__version__ = "0"')
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    return subprocess.run(command, cwd=tmp_path, env=os.environ | env, capture_output=True, text=True)
+
+
+def test_a_build_without_a_compiler_succeeds_and_leaves_the_reason(tmp_path):
+    done = build_in_place(tmp_path, CXX="no-such-compiler -O2", FUSED_PREACT_REQUIRE_NATIVE="")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "fused_preact/_cpu_missing.txt").read_text() == "there is no C++ compiler (no-such-compiler -O2)\n"
+    assert "left out: there is no C++ compiler (no-such-compiler -O2)" in done.stderr
+
+
+def test_sources_that_do_not_compile_leave_the_reason(tmp_path):
+    done = build_in_place(tmp_path, CXX="false", FUSED_PREACT_REQUIRE_NATIVE="")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "fused_preact/_cpu_missing.txt").read_text().startswith("csrc/cpu did not compile")
+
+
+def test_a_build_that_is_required_fails(tmp_path):
+    done = build_in_place(tmp_path, CXX="no-such-compiler", FUSED_PREACT_REQUIRE_NATIVE="1")
+    assert done.returncode != 0
+    assert "error: there is no C++ compiler (no-such-compiler)" in done.stderr
+
+
+def test_the_library_is_not_built_for_the_machine_that_builds_it():
+    for name in ("setup.py", "Makefile"):
+        text = (ROOT / name).read_text()
+        assert "-march" not in text
+        assert "-mtune" not in text
+
+
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory):
     """A folder with the sdist and the wheel built from it."""
     tmp = tmp_path_factory.mktemp("dist")
     ignored = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, tmp / "source", ignore=ignored)
-    check(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp / "dist", tmp / "source")
+    env = os.environ | {"FUSED_PREACT_REQUIRE_NATIVE": "1" if COMPILER else ""}
+    check(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp / "dist", tmp / "source", env=env)
     return tmp / "dist"
 
 
-@pytest.fixture(scope="module")
-def installed(dist, tmp_path_factory):
-    """The folder of programs of a fresh environment with the wheel, which borrows torch from this one."""
-    tmp = tmp_path_factory.mktemp("venv")
+def environment(tmp, *requirement, **env):
+    """The folder of programs of a fresh environment with the package, which borrows torch and what builds need from this one."""
     venv.create(tmp, symlinks=True)
     paths = sysconfig.get_paths("venv", vars={"base": str(tmp), "platbase": str(tmp)})
     borrowed = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
     (Path(paths["purelib"]) / "borrowed.pth").write_text("\n".join(dict.fromkeys(borrowed)))
     python = Path(paths["scripts"]) / "python"
-    (wheel,) = dist.glob("*.whl")
-    check(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--ignore-installed", wheel)
+    alone = ["--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed"]
+    check(sys.executable, "-m", "pip", "--python", python, "install", *alone, *requirement, env=os.environ | env)
     return python.parent
+
+
+@pytest.fixture(scope="module")
+def installed(dist, tmp_path_factory):
+    (wheel,) = dist.glob("*.whl")
+    return environment(tmp_path_factory.mktemp("venv"), wheel)
 
 
 def run(command, *arguments, cwd):
@@ -70,8 +114,10 @@ def test_the_sdist_has_all_that_a_build_and_the_tests_need(dist):
     (archive,) = dist.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
-    wanted = {"LICENSE", "README.md", "Makefile", "constraints.txt", "csrc/README.md", "fused_preact/py.typed", "tests/test_packaging.py"}
+    wanted = {"LICENSE", "README.md", "Makefile", "constraints.txt", "fused_preact/py.typed", "tests/test_packaging.py"}
     assert wanted <= names
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()} <= names
+    assert not any("_cpu" in Path(name).name and name.startswith("fused_preact/") for name in names)
 
 
 @pytest.mark.slow
@@ -92,3 +138,25 @@ def test_the_wheel_runs_outside_the_repository(installed, tmp_path):
     small = ["--model", "preact_resnet20", "--data", "synthetic", "--epochs", "1", "--threads", "1", "--out", "here"]
     assert "test accuracy" in run(installed / "python", "-m", "fused_preact", "train", *small, cwd=tmp_path)
     assert (tmp_path / "here/model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not COMPILER, reason="there is no C++ compiler")
+def test_the_wheel_has_the_native_library(dist, installed, tmp_path):
+    (archive,) = dist.glob("*.whl")
+    names = zipfile.ZipFile(archive).namelist()
+    assert f"fused_preact/_cpu{sysconfig.get_config_var('EXT_SUFFIX')}" in names
+    assert "fused_preact/_cpu_missing.txt" not in names
+    program = "import torch, fused_preact._cpu as library; print(library.__file__, library.isas())"
+    where, _, isas = run(installed / "python", "-c", program, cwd=tmp_path).partition(" ")
+    assert installed.parent in Path(where).parents
+    assert "'scalar'" in isas
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_install_succeeds_and_env_says_why(dist, tmp_path):
+    (sdist,) = dist.glob("*.tar.gz")
+    programs = environment(tmp_path / "venv", sdist, CXX="no-such-compiler", FUSED_PREACT_REQUIRE_NATIVE="")
+    found = run(programs / "fused-preact", "env", cwd=tmp_path)
+    assert "not usable: the native library is not built: there is no C++ compiler (no-such-compiler)\n" in found
+    assert ["on", "cpu", "eager"] in [line.split() for line in found.splitlines()]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fused_preact.backends import PREFERENCE, available_backends
+from fused_preact.backends.cpu.environment import isa
 from fused_preact.bench.machine import machine, version
 from fused_preact.bench.variants import why_no_compile
 
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions (None: not installed), devices, backends (None: usable, otherwise why not) and the first choice on each device."""
+    """Versions (None: not installed), devices, backends (None: usable, otherwise why not), what cpu runs, each device's first choice."""
     host = machine()
     backends = available_backends()
     names = ("fused_preact", "commit", "python", "torch", "triton", "cuda")
@@ -40,16 +41,18 @@ def environment() -> dict[str, Any]:
         "system": host["system"],
         "devices": devices,
         "backends": backends,
+        "instruction_set": isa() if backends["cpu"] is None else None,
         "default_backend": {kind: next(name for name in PREFERENCE[kind] if backends[name] is None) for kind in kinds},
         "compile": {kind: why_no_compile(kind) for kind in kinds},
     }
 
 
 def _text(found: dict[str, Any]) -> str:
+    usable = {"cpu": f"usable, with {found['instruction_set']}"}
     sections = {
         "versions": {name: value or "-" for name, value in found["versions"].items()},
         "devices": {"system": found["system"]} | found["devices"],
-        "backends": {name: f"not usable: {reason}" if reason else "usable" for name, reason in found["backends"].items()},
+        "backends": {name: f"not usable: {reason}" if reason else usable.get(name, "usable") for name, reason in found["backends"].items()},
         "default backend": {f"on {kind}": name for kind, name in found["default_backend"].items()},
         "torch.compile": {f"on {kind}": reason or "usable" for kind, reason in found["compile"].items()},
     }

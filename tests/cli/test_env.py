@@ -26,15 +26,27 @@ def test_json_says_the_same(monkeypatch, capsys):
     monkeypatch.setattr(env, "available_backends", lambda: {"cuda": "no nvcc", "triton": None, "cpu": "no compiler", "eager": None})
     assert main(["env", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"versions", "system", "devices", "backends", "default_backend", "compile"}
+    assert set(found) == {"versions", "system", "devices", "backends", "instruction_set", "default_backend", "compile"}
     assert found["backends"]["cuda"] == "no nvcc"
     assert found["default_backend"]["cpu"] == "eager"
+    assert found["instruction_set"] is None
     assert found["versions"]["torch"] == torch.__version__
 
 
 def test_the_default_is_the_first_usable_backend(monkeypatch):
     monkeypatch.setattr(env, "available_backends", lambda: {"cuda": None, "triton": None, "cpu": None, "eager": None})
+    monkeypatch.setattr(env, "isa", lambda: "avx2")
     assert env.environment()["default_backend"]["cpu"] == "cpu"
+
+
+def test_the_cpu_backend_comes_with_its_instruction_set(monkeypatch, capsys):
+    monkeypatch.setattr(env, "available_backends", lambda: {"cuda": "no nvcc", "triton": None, "cpu": None, "eager": None})
+    monkeypatch.setattr(env, "isa", lambda: "avx2")
+    assert main(["env"]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert ["cpu", "usable, with avx2"] in lines
+    assert ["eager", "usable"] in lines
+    assert env.environment()["instruction_set"] == "avx2"
 
 
 def test_a_package_that_is_missing_has_no_version(monkeypatch, capsys):

@@ -11,6 +11,7 @@ from fused_preact.backends.records import Case, Conv
 
 BACKENDS = [name for name, reason in available_backends().items() if reason is None]
 DTYPES = {
+    "cpu": (torch.float32, torch.bfloat16, torch.float64),
     "eager": (torch.float32, torch.bfloat16, torch.float64),
     "triton": (torch.float32, torch.bfloat16, torch.float16),
 }

@@ -1,0 +1,28 @@
+// Carves arrays from a workspace. Without one it only counts, so that the same code says how much is needed.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "vec.h"
+
+namespace fused_preact::FUSED_PREACT_ISA {
+
+struct Arena {
+    char* data;
+    size_t used = 0;
+
+    template <class T>
+    T* take(int64_t count) {
+        T* p = reinterpret_cast<T*>(uintptr_t(data) + used);
+        used += round_up(count * int64_t(sizeof(T)), 128);
+        return p;
+    }
+};
+
+// The share of `total` that thread t of `threads` works on: contiguous, in order.
+struct Share {
+    int64_t begin, end;
+    INLINE Share(int64_t total, int t, int threads) : begin(total * t / threads), end(total * (t + 1) / threads) {}
+};
+
+}  // namespace fused_preact::FUSED_PREACT_ISA

@@ -1,0 +1,162 @@
+// The Python module fused_preact._cpu: addresses and sizes become records, the GIL is released, a status becomes an exception.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <string>
+
+#include "bn_vectors.h"
+#include "checks.h"
+#include "dispatch.h"
+#include "kernels.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using namespace fused_preact;
+
+using Address = uintptr_t;  // 0: absent
+using AxisSizes = std::array<int64_t, 6>;
+
+const void* in(Address a) { return reinterpret_cast<const void*>(a); }
+void* out(Address a) { return reinterpret_cast<void*>(a); }
+
+// Bytes of workspace that were missing; 0: done.
+template <class Record>
+size_t launch(const char* name, Status (*kernel)(const Record&), const Record& record) {
+    const char* error = impossible(record);
+    Status status;
+    if (!error) {
+        py::gil_scoped_release release;
+        status = kernel(record);
+        error = status.error;
+    }
+    if (error) throw py::value_error(std::string(name) + ": " + error);
+    return status.workspace;
+}
+
+Conv make_conv(int64_t n, int64_t c, int64_t k, int64_t groups, AxisSizes h, AxisSizes w, std::array<int64_t, 4> strides) {
+    auto axis = [](const AxisSizes& a) { return Axis{a[0], a[1], a[2], a[3], a[4], a[5]}; };
+    Conv conv{n, c, k, groups, axis(h), axis(w), {}};
+    for (int i = 0; i < 4; ++i) conv.weight_strides[i] = strides[i];
+    return conv;
+}
+
+size_t bn_relu_conv2d_fwd(Dtype dtype, int threads, const Conv& conv, bool relu, Address x, Address bn, Address weight, Address bias,
+                          Address residual, Address y, Address stats, int64_t tiles, Address workspace, size_t bytes) {
+    return launch("bn_relu_conv2d_fwd", kernels().bn_relu_conv2d_fwd,
+                  BnReluConv2dFwd{dtype, threads, conv, relu, in(x), in(bn), in(weight), in(bias), in(residual), out(y), out(stats), tiles,
+                                  {out(workspace), bytes}});
+}
+
+size_t bn_relu_conv2d_bwd(Dtype dtype, int threads, const Conv& conv, bool relu, Emit emit, Address dy, Address dy_x, Address dy_coeffs,
+                          Address dy_add, Address dy_out, Address x, Address bn, Address weight, Address add_dz, Address coeffs,
+                          Address residual_grad, Address result, Address sums, int64_t tiles, Address dweight, Address dbias,
+                          Address workspace, size_t bytes) {
+    return launch("bn_relu_conv2d_bwd", kernels().bn_relu_conv2d_bwd,
+                  BnReluConv2dBwd{dtype, threads, conv, relu, emit, {in(dy), in(dy_x), in(dy_coeffs), in(dy_add), out(dy_out)}, in(x), in(bn),
+                                  in(weight), in(add_dz), in(coeffs), in(residual_grad), out(result), out(sums), tiles, out(dweight),
+                                  out(dbias), {out(workspace), bytes}});
+}
+
+void bind_elementwise(py::module_& m) {
+    m.def(
+        "bn_stats",
+        [](Dtype dtype, int threads, int64_t pixels, int64_t channels, Address x, Address stats, int64_t tiles, Address workspace, size_t bytes) {
+            Elementwise record{dtype, threads, pixels, channels, tiles, false, in(x), nullptr, nullptr, nullptr, nullptr, nullptr, out(stats),
+                               {out(workspace), bytes}};
+            return launch("bn_stats", kernels().bn_stats, record);
+        },
+        "stats [tiles, 3, channels] of x.");
+    m.def(
+        "bn_relu",
+        [](Dtype dtype, int threads, int64_t pixels, int64_t channels, bool relu, Address x, Address bn, Address z, Address workspace,
+           size_t bytes) {
+            Elementwise record{dtype, threads, pixels, channels, 0, relu, in(x), in(bn), nullptr, nullptr, nullptr, out(z), nullptr,
+                               {out(workspace), bytes}};
+            return launch("bn_relu", kernels().bn_relu, record);
+        },
+        "z = relu(bn(x)).");
+    m.def(
+        "bn_relu_bwd",
+        [](Dtype dtype, int threads, int64_t pixels, int64_t channels, bool relu, Address dz, Address x, Address bn, Address g, Address sums,
+           int64_t tiles, Address workspace, size_t bytes) {
+            Elementwise record{dtype, threads, pixels, channels, tiles, relu, in(x), in(bn), in(dz), nullptr, nullptr, out(g), out(sums),
+                               {out(workspace), bytes}};
+            return launch("bn_relu_bwd", kernels().bn_relu_bwd, record);
+        },
+        "g, and sums [tiles, 2, channels].");
+    m.def(
+        "bn_bwd",
+        [](Dtype dtype, int threads, int64_t pixels, int64_t channels, Address g, Address x, Address coeffs, Address add, Address dx,
+           Address workspace, size_t bytes) {
+            Elementwise record{dtype, threads, pixels, channels, 0, false, in(x), nullptr, in(g), in(coeffs), in(add), out(dx), nullptr,
+                               {out(workspace), bytes}};
+            return launch("bn_bwd", kernels().bn_bwd, record);
+        },
+        "dx = a*g + b*(x - mean) + c + add.");
+}
+
+void bind_vectors(py::module_& m) {
+    m.def(
+        "bn_merge", [](bool wide, int64_t tiles, int64_t channels, Address stats, Address merged) {
+            launch_bn_merge(wide, tiles, channels, in(stats), out(merged));
+        },
+        "stats [tiles, 3, channels] merged into [1, 3, channels].");
+    m.def(
+        "bn_finalize",
+        [](bool wide, bool frozen, int64_t tiles, int64_t channels, Address stats, Address gamma, Address beta, Address running_mean,
+           Address running_var, double momentum, double eps, Address bn) {
+            launch_bn_finalize({wide, frozen, tiles, channels, in(stats), in(gamma), in(beta), out(running_mean), out(running_var), momentum, eps,
+                                out(bn)});
+        },
+        "bn [5, channels], and the running statistics moved.");
+    m.def(
+        "bn_coeffs",
+        [](bool wide, int64_t tiles, int64_t channels, Address sums, Address bn, Address coeffs, Address dgamma, Address dbeta) {
+            launch_bn_coeffs({wide, tiles, channels, in(sums), in(bn), out(coeffs), out(dgamma), out(dbeta)});
+        },
+        "coeffs [4, channels], dgamma, dbeta.");
+}
+
+void bind_isa(py::module_& m) {
+    m.def("isas", &isas, "Instruction sets that are compiled in and that this machine supports, from the least to the most.");
+    m.def("isa", &isa, "The instruction set in use.");
+    m.def(
+        "set_isa",
+        [](const std::string& name) {
+            if (set_isa(name.c_str())) return;
+            std::string known;
+            for (const char* one : isas()) known += (known.empty() ? "" : ", ") + std::string(one);
+            throw py::value_error("this machine can't run instruction set '" + name + "', expected one of " + known);
+        },
+        py::arg("name"), "Use another instruction set from now on.");
+    m.def(
+        "probe", [](Dtype dtype, int threads, double seconds) {
+            py::gil_scoped_release release;
+            return kernels().probe(dtype, threads, seconds);
+        },
+        py::arg("dtype"), py::arg("threads"), py::arg("seconds"),
+        "Multiply-adds a second that all threads reach together in a loop in L1: the ceiling in this minute.");
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+    m.doc() = "Native kernels for CPUs.";
+    py::enum_<Dtype>(m, "Dtype").value("float32", Dtype::float32).value("float64", Dtype::float64).value("bfloat16", Dtype::bfloat16);
+    py::enum_<Emit>(m, "Emit")
+        .value("none", Emit::none)
+        .value("dz", Emit::dz)
+        .value("g", Emit::g)
+        .value("sums", Emit::sums)
+        .value("dx", Emit::dx)
+        .value("dx_sums", Emit::dx_sums);
+    py::class_<Conv>(m, "Conv", "Sizes of a convolution; an axis is (in, kernel, stride, padding, dilation, out).").def(py::init(&make_conv));
+    m.def("bn_relu_conv2d_fwd", &bn_relu_conv2d_fwd, "y, and its stats [tiles, 3, k]; returns the bytes of workspace that were missing.");
+    m.def("bn_relu_conv2d_bwd", &bn_relu_conv2d_bwd, "out, sums, dweight, dbias, dy_out; returns the bytes of workspace that were missing.");
+    bind_elementwise(m);
+    bind_vectors(m);
+    bind_isa(m);
+}

@@ -1,0 +1,311 @@
+// dgrad and wgrad of a fused convolution from one tile: dy and z lie in scratch once, and both read them there.
+#include <omp.h>
+
+#include "dgrad.h"
+#include "kernels.h"
+#include "wgrad.h"
+
+namespace fused_preact::FUSED_PREACT_ISA {
+namespace {
+
+template <class S, class E>
+struct Scratch {
+    using A = wide<S>;
+    E *z, *dy;
+    A *tile, *dweight;
+    double* dbias;
+    Sums<A> sums;
+    Arena pixels;  // tables of the phases follow
+
+    Scratch(Arena& arena, int64_t z_elements, int64_t dy_elements, int64_t dweight_elements, int64_t c, int64_t k)
+        : z(arena.take<E>(z_elements)),
+          dy(arena.take<E>(dy_elements)),
+          tile(arena.take<A>(CHUNK * PANEL<A>)),
+          dweight(arena.take<A>(dweight_elements)),
+          dbias(arena.take<double>(padded(k))),
+          sums(arena, c),
+          pixels(arena) {}
+};
+
+template <class S, class E>
+struct Bwd {
+    using A = wide<S>;
+
+    const BnReluConv2dBwd& args;
+    const Conv conv;
+    const int64_t c, k;
+    const bool inputs, weights;  // whether their gradients are wanted
+    const WeightGradient<E> wgrad;
+    const Tiling tiling;
+    Window z_rows, z_columns, dy_rows, dy_columns;
+    Plane<E> z, dy;
+    int64_t origin_row, origin_column;
+    bool streams;
+    Arena shared;
+    A* identity;
+    PhaseConvs<E> phases;
+    size_t thread_bytes;
+
+    Bwd(const BnReluConv2dBwd& a)
+        : args(a),
+          conv(flattened(a.conv)),
+          c(conv.c / conv.groups),
+          k(conv.k / conv.groups),
+          inputs(a.emit != Emit::none),
+          weights(a.dweight),
+          wgrad(conv, c, k),
+          tiling(tiling_of(conv, (plane_pitch(c) + plane_pitch(k)) * sizeof(E), wgrad.row_depth * wgrad.pitch * sizeof(E), a.threads)),
+          z{nullptr, plane_pitch(c), 0, 0},
+          dy{nullptr, plane_pitch(k), 0, 0},
+          shared{static_cast<char*>(a.workspace.data)},
+          identity(shared.take<A>(2 * conv.c)),
+          phases(shared, conv, c, k) {
+        const Tile first = tiling[0], last = tiling[tiling.count() - 1];
+        z_rows = {conv.h.in, conv.h.stride, conv.h.kernel, conv.h.dilation, inputs_of(conv.h, first.rows)};
+        z_columns = {conv.w.in, conv.w.stride, conv.w.kernel, conv.w.dilation, inputs_of(conv.w, first.columns)};
+        dy_rows = {conv.h.out, 1, 1, 1, received(conv.h, first.rows)};
+        dy_columns = {conv.w.out, 1, 1, 1, received(conv.w, first.columns)};
+        origin_row = first.rows.first - dy_rows.span.first;
+        origin_column = first.columns.first - dy_columns.span.first;
+        dy_rows.span.count = larger(dy_rows.span.count, received(conv.h, last.rows).count);
+        dy_columns.span.count = larger(dy_columns.span.count, received(conv.w, last.columns).count);
+        z.shape(z_columns);
+        dy.shape(dy_columns);
+        Arena counting{nullptr};
+        Scratch<S, E> own = scratch(counting);
+        own.pixels.template take<Pixels>(phases.count);
+        for (int64_t i = 0; inputs && i < phases.count; ++i) Pixels(own.pixels, most_inputs());
+        thread_bytes = own.pixels.used;
+    }
+
+    size_t bytes() const { return shared.used + thread_bytes * args.threads; }
+
+    // The part of dy that a tile reads.
+    Span received(const Axis& axis, Span out) const { return inputs ? outputs_of(axis, inputs_owned(axis, out), out) : out; }
+
+    // Input pixels of one phase in a tile, at most.
+    int64_t most_inputs() const {
+        const Tile first = tiling[0], last = tiling[tiling.count() - 1];
+        const int64_t rows = larger(inputs_owned(conv.h, first.rows).count, inputs_owned(conv.h, last.rows).count);
+        const int64_t columns = larger(inputs_owned(conv.w, first.columns).count, inputs_owned(conv.w, last.columns).count);
+        return larger<int64_t>(1, ceil_div(rows, conv.h.stride) * ceil_div(columns, conv.w.stride));
+    }
+
+    Scratch<S, E> scratch(Arena& arena) const {
+        return {arena, weights ? z.elements(z_rows, z_columns, z.pitch) : 0, dy.elements(dy_rows, dy_columns, dy.pitch),
+                weights ? wgrad.buffer_elements(args.threads) : 0, c, k};
+    }
+    Scratch<S, E> scratch(int thread) const {
+        Arena arena{shared.data, shared.used + thread * thread_bytes};
+        return scratch(arena);
+    }
+
+    void prepare() {
+        streams = inputs && conv.groups == 1 && streamed<S>(args.out, conv.n * conv.h.in * conv.w.in, c);
+        if (inputs) phases.prepare(conv, dy, origin_row, origin_column, c, k, conv.w.stride == 1 ? tiling.columns : 0);
+    }
+
+    // One group, all threads.
+    void run(int64_t group) {
+        const Norm<A> norm = norm_of(args.bn, conv.c, args.relu, identity).from(group * c);
+#pragma omp parallel num_threads(args.threads)
+        {
+            const int t = omp_get_thread_num(), team = omp_get_num_threads();
+            Scratch<S, E> own = scratch(t);
+            own.sums.reset();
+            for (int64_t i = 0; i < k; ++i) own.dbias[i] = 0;
+            const S* weight = static_cast<const S*>(args.weight) + group * k * conv.weight_strides[0];
+            for (int64_t i = 0; inputs && i < phases.count; ++i) {
+                const PhaseConv<E>& phase = phases.all[i];
+                pack(phase.weights, weight, {c, conv.weight_strides[1]}, {k, conv.weight_strides[0]}, phase.taps, phase.count, t, team);
+            }
+#pragma omp barrier
+            const Share share(tiling.count(), t, team);
+            tiles(share, group, norm, own, !wgrad.sliced);
+            if (streams) stream_fence();
+            if (weights) finish_weights(share, group, norm, own, t, team);
+#pragma omp barrier
+            if (t == 0) finish_sums(group, own, team);
+        }
+    }
+
+    void tiles(Share share, int64_t group, const Norm<A>& norm, Scratch<S, E>& own, bool fused) const {
+        if (!inputs && !fused && !args.dbias && !args.dy.out) return;
+        Arena arena = own.pixels;
+        Pixels* tables = arena.take<Pixels>(phases.count);
+        for (int64_t i = 0; inputs && i < phases.count; ++i) tables[i] = Pixels(arena, most_inputs());
+        for (int64_t i = share.begin; i < share.end; ++i) {
+            const Tile tile = tiling[i];
+            const Plane<E> dy_plane = fill_dy(tile, group, own, {0, k, true});
+            if (args.dbias) add_bias(dy_plane, tile, own);
+            Prefetch prefetch;
+            if (i + 1 < share.end) fetch(prefetch, tiling[i + 1]);
+            if (inputs) input_gradient(tile, group, norm, own, tables, prefetch);
+            if (weights && fused) {
+                const Plane<E> z_plane = fill_z(tile, group, norm, own, {0, c, true});
+                wgrad.add(own.dweight, {wgrad.row_depth, 0, 1}, i == share.begin, z_plane, z_columns, dy_plane, conv, tile);
+            }
+        }
+    }
+
+    // Channels to fill, and whether a deferred dy is written out on the way.
+    struct Fill {
+        int64_t first, count;
+        bool write;
+    };
+
+    // dy of a tile and around it; the plane returned starts at the tile's first output.
+    Plane<E> fill_dy(const Tile& tile, int64_t group, const Scratch<S, E>& own, Fill channels) const {
+        Window rows = dy_rows, columns = dy_columns;
+        rows.span = received(conv.h, tile.rows);
+        columns.span = received(conv.w, tile.columns);
+        Plane<E> plane = dy;
+        plane.data = own.dy + channels.first;
+        const A* v = static_cast<const A*>(args.dy.coeffs);
+        const int64_t ch = group * k + channels.first;
+        const Incoming<S> in{static_cast<const S*>(args.dy.dy), static_cast<const S*>(args.dy.x), static_cast<const S*>(args.dy.add),
+                             v + ch, v + conv.k + ch, v + 2 * conv.k + ch, v + 3 * conv.k + ch, static_cast<S*>(args.dy.out)};
+        const int64_t depth = padded(channels.count);
+        fill_plane(plane, rows, columns, [&](int64_t pixel, int64_t, int64_t row, E* to, int64_t n) {
+            const int64_t image = tile.image * conv.h.out + row;
+            auto part = [&](int64_t from, int64_t end, bool write) {
+                if (from >= end) return;
+                E* place = to + (from - pixel) * dy.pitch;
+                const int64_t at = (image * conv.w.out + from) * conv.k + ch;
+                if (v)
+                    receive<S, E, true>(in, at, conv.k, place, dy.pitch, end - from, channels.count, depth, write);
+                else
+                    receive<S, E, false>(in, at, conv.k, place, dy.pitch, end - from, channels.count, depth, write);
+            };
+            if (!in.out || !channels.write || row < tile.rows.first || row >= tile.rows.end()) return part(pixel, pixel + n, false);
+            const int64_t begin = larger(pixel, tile.columns.first), end = smaller(pixel + n, tile.columns.end());
+            part(pixel, begin, false);
+            part(begin, end, true);
+            part(end, pixel + n, false);
+        });
+        plane.data += (tile.rows.first - rows.span.first) * plane.row + (tile.columns.first - columns.span.first) * plane.pitch - channels.first;
+        return plane;
+    }
+
+    Plane<E> fill_z(const Tile& tile, int64_t group, const Norm<A>& norm, const Scratch<S, E>& own, Fill channels) const {
+        Window rows = z_rows, columns = z_columns;
+        rows.span = inputs_of(conv.h, tile.rows);
+        columns.span = inputs_of(conv.w, tile.columns);
+        Plane<E> plane = z;
+        plane.data = own.z + channels.first;
+        const S* x = static_cast<const S*>(args.x) + tile.image * conv.h.in * conv.w.in * conv.c + group * c + channels.first;
+        const Norm<A> part = norm.from(channels.first);
+        fill_plane(plane, rows, columns, [&](int64_t pixel, int64_t step, int64_t row, E* to, int64_t n) {
+            activate(x + (row * conv.w.in + pixel) * conv.c, step * conv.c, to, z.pitch, n, channels.count, padded(channels.count), part);
+        });
+        plane.data -= channels.first;
+        return plane;
+    }
+
+    void input_gradient(const Tile& tile, int64_t group, const Norm<A>& norm, Scratch<S, E>& own, Pixels* tables, Prefetch& prefetch) const {
+        const Span rows = inputs_owned(conv.h, tile.rows), columns = inputs_owned(conv.w, tile.columns);
+        const A* v = static_cast<const A*>(args.coeffs);
+        auto at = [](const void* p, int64_t offset) { return p ? static_cast<const S*>(p) + offset : nullptr; };
+        for (int64_t i = 0; i < phases.count; ++i) {
+            const PhaseConv<E>& phase = phases.all[i];
+            const int64_t down = ceil_div(rows.count - phase.row, conv.h.stride), right = ceil_div(columns.count - phase.column, conv.w.stride);
+            if (down <= 0 || right <= 0) continue;
+            Pixels& pixels = tables[i];
+            pixels.set(down, right, dy.row, dy.pitch, conv.h.stride * conv.w.in, conv.w.stride);
+            const int64_t pixel = (tile.image * conv.h.in + rows.first + phase.row) * conv.w.in + columns.first + phase.column;
+            const int64_t first = pixel * conv.c + group * c, ch = group * c;
+            const Leaving<S> to{args.emit, at(args.x, first), at(args.add_dz, first), at(args.residual_grad, first),
+                                const_cast<S*>(at(args.out, first)), conv.c, c, streams, norm, v + ch, v + conv.c + ch, v + 2 * conv.c + ch,
+                                v + 3 * conv.c + ch, &own.sums};
+            const Gemm<E> gemm{own.dy, phase.weights, phase.segments, phase.segment_count, padded(k) * phase.count, phase.three_taps};
+            gemm.run(c, pixels, own.tile, prefetch, [&]<int NV>(int64_t lane, int64_t at, int64_t n, const A* values) {
+                leave<S, NV>(to, values, pixels.memory + at, n, lane);
+            });
+        }
+    }
+
+    void add_bias(const Plane<E>& plane, const Tile& tile, Scratch<S, E>& own) const {
+        for (int64_t ch = 0; ch < k; ++ch) {
+            double sum = 0;
+            for (int64_t i = 0; i < tile.rows.count; ++i)
+                for (int64_t j = 0; j < tile.columns.count; ++j) sum += double(widened(plane.data[i * plane.row + j * plane.pitch + ch]));
+            own.dbias[ch] += sum;
+        }
+    }
+
+    void finish_weights(Share share, int64_t group, const Norm<A>& norm, Scratch<S, E>& own, int t, int team) const {
+        S* dweight = static_cast<S*>(args.dweight) + group * k * conv.weight_strides[0];
+        if (!wgrad.sliced) {
+            if (share.begin >= share.end) clear(own.dweight, wgrad.row_depth * wgrad.pitch);
+#pragma omp barrier
+            wgrad.write(dweight, conv.weight_strides, conv, scratch(0).dweight, team, thread_bytes / sizeof(A), {wgrad.rows, t, team}, 0);
+            return;
+        }
+        const Share slice = wgrad.slice(t, team);
+        const Fill part{slice.begin, smaller(slice.end, wgrad.rows) - slice.begin, false}, all{0, wgrad.lanes, false};
+        if (part.count <= 0) return;
+        for (int64_t i = 0; i < tiling.count(); ++i) {
+            const Tile tile = tiling[i];
+            const Plane<E> dy_plane = fill_dy(tile, group, own, wgrad.over_c ? part : all);
+            const Plane<E> z_plane = fill_z(tile, group, norm, own, wgrad.over_c ? all : part);
+            wgrad.add(own.dweight, slice, i == 0, z_plane, z_columns, dy_plane, conv, tile);
+        }
+        wgrad.write(dweight, conv.weight_strides, conv, own.dweight, 1, 0, slice, slice.begin);
+    }
+
+    void finish_sums(int64_t group, Scratch<S, E>& own, int team) const {
+        for (int other = 1; other < team; ++other) {
+            const Scratch<S, E> theirs = scratch(other);
+            own.sums.merge(theirs.sums);
+            for (int64_t i = 0; i < k; ++i) own.dbias[i] += theirs.dbias[i];
+        }
+        const A* invstd = args.bn ? static_cast<const A*>(args.bn) + conv.c : identity + conv.c;
+        if (args.sums) write_sums(own.sums, c, conv.c, group * c, invstd, static_cast<A*>(args.sums));
+        for (int64_t i = 0; args.dbias && i < k; ++i) static_cast<A*>(args.dbias)[group * k + i] = A(own.dbias[i]);
+    }
+
+    // What the next tile reads, where it is contiguous.
+    void fetch(Prefetch& prefetch, const Tile& next) const {
+        if ((tiling.columns < tiling.width && tiling.height > 1) || conv.groups > 1) return;
+        const Span rows = inputs_owned(conv.h, next.rows), columns = inputs_owned(conv.w, next.columns);
+        const int64_t blocks = panels(c, PANEL<A>) * ceil_div(rows.count * columns.count, ROWS) + phases.count;
+        const int64_t y = (next.image * conv.h.out + next.rows.first) * conv.w.out + next.columns.first;
+        const int64_t x = (next.image * conv.h.in + rows.first) * conv.w.in + columns.first;
+        auto add = [&](const void* p, int64_t pixel, int64_t pixels, int64_t channels) {
+            if (p) prefetch.add(static_cast<const S*>(p) + pixel * channels, pixels * channels * sizeof(S), blocks);
+        };
+        const int64_t y_pixels = next.rows.count * next.columns.count, x_pixels = rows.count * columns.count;
+        add(args.dy.dy, y, y_pixels, k);
+        add(args.dy.x, y, y_pixels, k);
+        add(args.dy.add, y, y_pixels, k);
+        add(args.x, x, x_pixels, c);
+        add(args.residual_grad, x, x_pixels, c);
+    }
+};
+
+template <class S, class E>
+Status run(const BnReluConv2dBwd& args) {
+    using A = wide<S>;
+    if (args.sums) clear(static_cast<A*>(args.sums), args.tiles * 2 * args.conv.c);
+    Bwd<S, E> bwd(args);
+    if (bwd.bytes() > args.workspace.bytes) return {nullptr, bwd.bytes()};
+    bwd.prepare();
+    for (int64_t group = 0; group < args.conv.groups; ++group) bwd.run(group);
+    return {};
+}
+
+}  // namespace
+
+Status launch_bn_relu_conv2d_bwd(const BnReluConv2dBwd& args) {
+    switch (args.dtype) {
+        case Dtype::float32:
+            return run<float, float>(args);
+        case Dtype::float64:
+            return run<double, double>(args);
+        case Dtype::bfloat16:
+            return run<bf16, float>(args);
+    }
+    return {"unknown dtype"};
+}
+
+}  // namespace fused_preact::FUSED_PREACT_ISA

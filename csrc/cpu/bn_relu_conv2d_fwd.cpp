@@ -1,0 +1,241 @@
+// y = conv(relu(bn(x)), weight) + bias + residual, and the statistics of y as stored.
+#include <omp.h>
+
+#include "gemm.h"
+#include "kernels.h"
+#include "moments.h"
+#include "prologue.h"
+
+namespace fused_preact::FUSED_PREACT_ISA {
+namespace {
+
+// Where a tile's outputs go, from its first pixel on.
+template <class S>
+struct Outgoing {
+    S* y;
+    const S *residual, *bias;
+    int64_t pitch, channels;
+    bool stream;
+    Moments<wide<S>>* moments;
+};
+
+template <class S, int NV, bool TAIL, bool STREAM>
+INLINE void finish_rows(const Outgoing<S>& out, const wide<S>* tile, const int32_t* pixels, int64_t rows, int64_t channel, bool opening) {
+    using A = wide<S>;
+    constexpr int W = LANES<A>;
+    int lanes[NV];
+    Vec<A> bias[NV] = {}, shift[NV] = {}, sum[2][NV] = {}, square[2][NV] = {};
+    UNROLL for (int v = 0; v < NV; ++v) {
+        lanes[v] = int(larger<int64_t>(0, smaller<int64_t>(W, out.channels - channel - v * W)));
+        if (out.bias) bias[v] = load_lanes<TAIL>(out.bias + channel + v * W, lanes[v]);
+        if (out.moments && !opening) shift[v] = load(out.moments->shift + channel + v * W);
+    }
+    auto value_at = [&](int64_t r, int v, int64_t at) __attribute__((always_inline)) {
+        Vec<A> value = load(tile + (r * NV + v) * W) + bias[v];
+        if (out.residual) value += load_lanes<TAIL>(out.residual + at, lanes[v]);
+        return value;
+    };
+    auto place = [&](int64_t r, int v) __attribute__((always_inline)) { return int64_t(pixels[r]) * out.pitch + channel + v * W; };
+    if (out.moments && opening) {
+        for (int64_t r = 0; r < rows; ++r)
+            UNROLL for (int v = 0; v < NV; ++v) shift[v] += value_at(r, v, place(r, v));
+        UNROLL for (int v = 0; v < NV; ++v) store(out.moments->shift + channel + v * W, shift[v] *= broadcast(A(1) / A(rows)));
+    }
+    alternate(rows, [&]<int P>(int64_t r) __attribute__((always_inline)) {
+        UNROLL for (int v = 0; v < NV; ++v) {
+            const int64_t at = place(r, v);
+            const Vec<A> value = value_at(r, v, at);
+            if constexpr (STREAM)
+                stream(out.y + at, value);
+            else
+                store_lanes<TAIL>(out.y + at, value, lanes[v]);
+            if (out.moments) {
+                const Vec<A> d = rounded<S>(value) - shift[v];
+                sum[P][v] += d;
+                square[P][v] += d * d;
+            }
+        }
+    });
+    if (out.moments) UNROLL for (int v = 0; v < NV; ++v) {
+            A *s = out.moments->sum + channel + v * W, *q = out.moments->square + channel + v * W;
+            store(s, load(s) + (sum[0][v] + sum[1][v]));
+            store(q, load(q) + (square[0][v] + square[1][v]));
+        }
+}
+
+template <class S, int NV>
+void finish(const Outgoing<S>& out, const wide<S>* tile, const int32_t* pixels, int64_t rows, int64_t channel, bool opening) {
+    if (channel + NV * LANES<wide<S>> > out.channels)
+        finish_rows<S, NV, true, false>(out, tile, pixels, rows, channel, opening);
+    else if (out.stream)
+        finish_rows<S, NV, false, true>(out, tile, pixels, rows, channel, opening);
+    else
+        finish_rows<S, NV, false, false>(out, tile, pixels, rows, channel, opening);
+}
+
+template <class S, class E>
+struct Scratch {
+    using A = wide<S>;
+    E* plane;
+    A* tile;
+    Pixels pixels;
+    Moments<A> moments;
+
+    Scratch(Arena& arena, int64_t plane_elements, int64_t tile_pixels, int64_t k)
+        : plane(arena.take<E>(plane_elements)), tile(arena.take<A>(CHUNK * PANEL<A>)), pixels(arena, tile_pixels), moments(arena, k) {}
+};
+
+template <class S, class E>
+struct Fwd {
+    using A = wide<S>;
+
+    const BnReluConv2dFwd& args;
+    const Conv conv;
+    const int64_t c, k, depth, pitch, taps_count;
+    const Tiling tiling;
+    Window h, w;
+    Plane<E> plane;
+    bool streams, three_taps;
+    int segment_count;
+    A* identity;
+    Tap* taps;
+    Segment* segments;
+    E* weights;
+    Arena threads;
+    size_t thread_bytes;
+
+    Fwd(const BnReluConv2dFwd& a)
+        : args(a),
+          conv(flattened(a.conv)),
+          c(conv.c / conv.groups),
+          k(conv.k / conv.groups),
+          depth(padded(c)),
+          pitch(plane_pitch(c)),
+          taps_count(conv.h.kernel * conv.w.kernel),
+          tiling(tiling_of(conv, pitch * sizeof(E), packed_elements<A>(k, c, taps_count) * sizeof(E), a.threads)),
+          h{conv.h.in, conv.h.stride, conv.h.kernel, conv.h.dilation, inputs_of(conv.h, {0, tiling.rows})},
+          w{conv.w.in, conv.w.stride, conv.w.kernel, conv.w.dilation, inputs_of(conv.w, {0, tiling.columns})},
+          plane{nullptr, pitch, 0, 0},
+          threads{static_cast<char*>(a.workspace.data)} {
+        plane.shape(w);
+        identity = threads.take<A>(2 * conv.c);
+        taps = threads.take<Tap>(taps_count);
+        segments = threads.take<Segment>(taps_count);
+        weights = threads.take<E>(packed_elements<A>(k, c, taps_count));
+        thread_bytes = 0;
+        Arena counting{nullptr};
+        scratch(counting);
+        thread_bytes = counting.used;
+    }
+
+    size_t bytes() const { return threads.used + thread_bytes * args.threads; }
+
+    Scratch<S, E> scratch(Arena& arena) const { return {arena, plane.elements(h, w, pitch), tiling.rows * tiling.columns, k}; }
+    Scratch<S, E> scratch(int thread) const {
+        Arena arena{threads.data, threads.used + thread * thread_bytes};
+        return scratch(arena);
+    }
+
+    void prepare() {
+        for (int64_t r = 0, t = 0; r < conv.h.kernel; ++r)
+            for (int64_t s = 0; s < conv.w.kernel; ++s, ++t)
+                taps[t] = {r * conv.weight_strides[2] + s * conv.weight_strides[3], plane.tap(w, r * conv.h.dilation, s * conv.w.dilation)};
+        segment_count = segments_of<E>(taps, taps_count, depth, segments);
+        three_taps = takes_three_taps<E>(segments, segment_count, k, pitch, tiling.columns) && tiling.width % tiling.columns == 0;
+        streams = conv.groups == 1 && streamed<S>(args.y, conv.n * conv.h.out * conv.w.out, k);
+    }
+
+    // One group, all threads.
+    void run(int64_t group) {
+        const Norm<A> norm = norm_of(args.bn, conv.c, args.relu, identity).from(group * c);
+#pragma omp parallel num_threads(args.threads)
+        {
+            const int t = omp_get_thread_num(), team = omp_get_num_threads();
+            Scratch<S, E> own = scratch(t);
+            own.moments.reset();
+            const S* weight = static_cast<const S*>(args.weight) + group * k * conv.weight_strides[0];
+            pack(weights, weight, {k, conv.weight_strides[0]}, {c, conv.weight_strides[1]}, taps, taps_count, t, team);
+#pragma omp barrier
+            const Share share(tiling.count(), t, team);
+            for (int64_t i = share.begin; i < share.end; ++i) tile(i, i + 1 < share.end, group, norm, own);
+            if (args.stats) own.moments.flush();
+            if (streams) stream_fence();
+#pragma omp barrier
+            if (args.stats && t == 0) {
+                for (int other = 1; other < team; ++other) own.moments.merge(scratch(other).moments);
+                write_stats(own.moments, k, conv.k, group * k, static_cast<A*>(args.stats));
+            }
+        }
+    }
+
+    void tile(int64_t index, bool more, int64_t group, const Norm<A>& norm, Scratch<S, E>& own) const {
+        const Tile tile = tiling[index];
+        const S* x = static_cast<const S*>(args.x) + tile.image * conv.h.in * conv.w.in * conv.c + group * c;
+        Window rows = h, columns = w;
+        rows.span = inputs_of(conv.h, tile.rows);
+        columns.span = inputs_of(conv.w, tile.columns);
+        Plane<E> z = plane;
+        z.data = own.plane;
+        fill_plane(z, rows, columns, [&](int64_t pixel, int64_t step, int64_t row, E* to, int64_t n) {
+            activate(x + (row * conv.w.in + pixel) * conv.c, step * conv.c, to, pitch, n, c, depth, norm);
+        });
+        Pixels& pixels = own.pixels;
+        pixels.set(tile.rows.count, tile.columns.count, conv.h.stride * z.row, pitch, conv.w.out, 1);
+
+        Prefetch prefetch;
+        if (more) fetch(prefetch, tiling[index + 1], rows.span, panels(k, PANEL<A>) * ceil_div(pixels.count, ROWS));
+        const int64_t first = place(tile) * conv.k + group * k;
+        const bool opening = own.moments.pending == 0;
+        const S *residual = static_cast<const S*>(args.residual), *bias = static_cast<const S*>(args.bias);
+        const Outgoing<S> out{static_cast<S*>(args.y) + first, residual ? residual + first : nullptr, bias ? bias + group * k : nullptr,
+                              conv.k, k, streams, args.stats ? &own.moments : nullptr};
+        const Gemm<E> gemm{z.data, weights, segments, segment_count, depth * taps_count, three_taps};
+        gemm.run(k, pixels, own.tile, prefetch, [&]<int NV>(int64_t lane, int64_t at, int64_t n, const A* values) {
+            finish<S, NV>(out, values, pixels.memory + at, n, lane, opening && at == 0);
+        });
+        if (args.stats) own.moments.added(pixels.count);
+    }
+
+    // The first output pixel of a tile.
+    int64_t place(const Tile& tile) const { return (tile.image * conv.h.out + tile.rows.first) * conv.w.out + tile.columns.first; }
+
+    // What the next tile reads and this one did not, where it is contiguous.
+    void fetch(Prefetch& prefetch, const Tile& next, Span seen, int64_t blocks) const {
+        if (tiling.columns < tiling.width && tiling.height > 1) return;
+        const Span rows = inputs_of(conv.h, next.rows), columns = inputs_of(conv.w, next.columns);
+        const bool line = tiling.height == 1;
+        const int64_t from = larger<int64_t>(0, next.rows.first ? larger(rows.first, seen.end()) : rows.first);
+        const int64_t to = smaller(conv.h.in, rows.end()), left = line ? larger<int64_t>(0, columns.first) : 0;
+        const int64_t width = line ? smaller(conv.w.in, columns.end()) - left : conv.w.in;
+        const S *x = static_cast<const S*>(args.x), *residual = static_cast<const S*>(args.residual);
+        prefetch.add(x + ((next.image * conv.h.in + from) * conv.w.in + left) * conv.c, (to - from) * width * conv.c * sizeof(S), blocks);
+        if (residual) prefetch.add(residual + place(next) * conv.k, next.rows.count * next.columns.count * conv.k * sizeof(S), blocks);
+    }
+};
+
+template <class S, class E>
+Status run(const BnReluConv2dFwd& args) {
+    Fwd<S, E> fwd(args);
+    if (fwd.bytes() > args.workspace.bytes) return {nullptr, fwd.bytes()};
+    if (args.stats) clear(static_cast<wide<S>*>(args.stats), args.tiles * 3 * args.conv.k);
+    if (fwd.tiling.count() == 0) return {};
+    fwd.prepare();
+    for (int64_t group = 0; group < args.conv.groups; ++group) fwd.run(group);
+    return {};
+}
+
+}  // namespace
+
+Status launch_bn_relu_conv2d_fwd(const BnReluConv2dFwd& args) {
+    switch (args.dtype) {
+        case Dtype::float32:
+            return run<float, float>(args);
+        case Dtype::float64:
+            return run<double, double>(args);
+        case Dtype::bfloat16:
+            return run<bf16, paired>(args);
+    }
+    return {"unknown dtype"};
+}
+
+}  // namespace fused_preact::FUSED_PREACT_ISA

@@ -1,0 +1,79 @@
+// The micro-kernels: rows of broadcasts times vectors, accumulators in registers. Everything else feeds these or takes from them.
+//
+//     fprop   rows: output pixels   reduction: input channels    lanes: output channels   rows from the z plane, lanes from the weights
+//     dgrad   rows: input pixels    reduction: output channels   lanes: input channels    rows from the dy plane, lanes from the weights
+//     wgrad   rows: channels of one side   reduction: pixels     lanes: channels of the other   both from the planes
+//
+// A step of the reduction is one element E, for bfloat16 a pair of them (vdpbf16ps).
+#pragma once
+#include "vec.h"
+
+namespace fused_preact::FUSED_PREACT_ISA {
+
+template <class E>
+constexpr int PAIR = sizeof(E) == 2 ? 2 : 1;
+
+template <class E>
+INLINE Vec<wide<E>> mac(Vec<wide<E>> acc, const E* a, const E* b) {
+#if defined(__AVX512BF16__)
+    if constexpr (sizeof(E) == 2) {
+        int pair;
+        __builtin_memcpy(&pair, a, sizeof pair);
+        return (Vec<float>)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)_mm512_loadu_si512(b));
+    } else
+#endif
+        return broadcast(*a) * load(b) + acc;
+}
+
+// A run of `steps` of the reduction, found at `offset` elements from each row's own place in the plane.
+struct Segment {
+    int64_t offset;
+    int steps;
+};
+
+// tile[r][lane] = sum over segments: plane[rows[r] + offset + step] * weights[step][lane]
+template <class E, int NV>
+INLINE void rows_block(const E* plane, const int32_t* rows, const Segment* segments, int count, const E* weights, wide<E>* tile) {
+    constexpr int W = LANES<wide<E>>;
+    Vec<wide<E>> acc[ROWS][NV] = {};
+    for (int s = 0; s < count; ++s) {
+        const E* a[ROWS];
+        UNROLL for (int r = 0; r < ROWS; ++r) a[r] = plane + rows[r] + segments[s].offset;
+        int64_t n = int64_t(segments[s].steps) * PAIR<E>;
+        for (int64_t k = 0; k < n; k += PAIR<E>, weights += NV * W * PAIR<E>)
+            UNROLL for (int r = 0; r < ROWS; ++r)
+                UNROLL for (int v = 0; v < NV; ++v) acc[r][v] = mac(acc[r][v], a[r] + k, weights + v * W * PAIR<E>);
+    }
+    UNROLL for (int r = 0; r < ROWS; ++r)
+        UNROLL for (int v = 0; v < NV; ++v) store(tile + (r * NV + v) * W, acc[r][v]);
+}
+
+// One vector of lanes starves on broadcasts. Where three taps of a row read neighbouring pixels, each broadcast serves three of them:
+// pixel p is tap 0 of row p, tap 1 of row p - 1, tap 2 of row p - 2. Pixels lie PITCH elements apart, a segment is one kernel row.
+template <class E, int NR, int PITCH>
+INLINE void three_taps_block(const E* plane, int32_t row, const Segment* segments, int count, const E* weights, wide<E>* tile) {
+    constexpr int W = LANES<wide<E>>, STEP = W * PAIR<E>, TAP = PITCH / PAIR<E> * STEP;
+    Vec<wide<E>> acc[NR] = {};
+    for (int s = 0; s < count; ++s, weights += 2 * TAP) {
+        const E* a = plane + row + segments[s].offset;
+        for (int k = 0; k < PITCH; k += PAIR<E>, a += PAIR<E>, weights += STEP)
+            UNROLL for (int p = 0; p < NR + 2; ++p) {
+                const E* pixel = a + p * PITCH;
+                if (p < NR) acc[p < NR ? p : 0] = mac(acc[p < NR ? p : 0], pixel, weights);
+                if (p >= 1 && p <= NR) acc[p >= 1 ? p - 1 : 0] = mac(acc[p >= 1 ? p - 1 : 0], pixel, weights + TAP);
+                if (p >= 2) acc[p >= 2 ? p - 2 : 0] = mac(acc[p >= 2 ? p - 2 : 0], pixel, weights + 2 * TAP);
+            }
+    }
+    UNROLL for (int r = 0; r < NR; ++r) store(tile + r * W, acc[r]);
+}
+
+// acc[r][lane] += sum over pixels: a[pixel][r] * b[pixel][lane]
+template <class E, int NR, int NV>
+INLINE void pixels_run(Vec<wide<E>> (&acc)[NR][NV], const E* a, int64_t a_pitch, const E* b, int64_t b_pitch, int64_t pixels) {
+    constexpr int STEP = LANES<wide<E>> * PAIR<E>;
+    for (int64_t i = 0; i < pixels; ++i, a += a_pitch, b += b_pitch)
+        UNROLL for (int r = 0; r < NR; ++r)
+            UNROLL for (int v = 0; v < NV; ++v) acc[r][v] = mac(acc[r][v], a + r * PAIR<E>, b + v * STEP);
+}
+
+}  // namespace fused_preact::FUSED_PREACT_ISA

@@ -1,0 +1,80 @@
+// Weights as the micro-kernels read them: panels of lanes, [panel][tap][reduction][lane], pairs of the reduction side by side for bfloat16.
+#pragma once
+#include "arena.h"
+#include "mac.h"
+#include "plane.h"
+
+namespace fused_preact::FUSED_PREACT_ISA {
+
+// One side of a weight: `count` channels, `stride` elements apart.
+struct Side {
+    int64_t count, stride;
+};
+
+// A tap: its place in the weight, and the displacement in the plane of the pixel that it reads.
+struct Tap {
+    int64_t weight, plane;
+};
+
+template <class A>
+constexpr int PANEL = COLUMNS * LANES<A>;
+
+INLINE int64_t panels(int64_t lanes, int width) { return ceil_div(lanes, width); }
+
+// Lanes of panel i: a whole one, or a single vector if that holds the rest.
+template <class A>
+INLINE int panel_vectors(int64_t lanes, int64_t panel) {
+    return lanes - panel * PANEL<A> <= LANES<A> ? 1 : COLUMNS;
+}
+
+template <class A>
+INLINE int64_t packed_elements(int64_t lanes, int64_t reduction, int64_t taps) {
+    return round_up(lanes, PANEL<A>) * padded(reduction) * taps;
+}
+
+template <class S, class E>
+INLINE E converted(S value) {
+    if constexpr (sizeof(S) == sizeof(E))
+        return value;
+    else
+        return E(widened(value));
+}
+
+// The share of thread t: whole (panel, tap) pieces.
+template <class S, class E>
+void pack(E* packed, const S* weight, Side lanes, Side reduction, const Tap* taps, int64_t count, int t, int threads) {
+    using A = wide<E>;
+    constexpr int P = PAIR<E>;
+    const int64_t depth = padded(reduction.count);
+    Share share(panels(lanes.count, PANEL<A>) * count, t, threads);
+    for (int64_t piece = share.begin; piece < share.end; ++piece) {
+        int64_t panel = piece / count, tap = piece % count, first = panel * PANEL<A>;
+        int width = panel_vectors<A>(lanes.count, panel) * LANES<A>;
+        int filled = int(smaller<int64_t>(width, lanes.count - first));
+        E* to = packed + first * depth * count + tap * depth * width;
+        const S* from = weight + taps[tap].weight + first * lanes.stride;
+        if (filled < width || reduction.count < depth) clear(to, depth * width);
+        for (int64_t k = 0; k < reduction.count; ++k) {
+            const S* row = from + k * reduction.stride;
+            E* out = to + k / P * P * width + k % P;
+            for (int i = 0; i < filled; ++i) out[i * P] = converted<S, E>(row[i * lanes.stride]);
+        }
+    }
+}
+
+// Segments of the taps: those that read neighbouring pixels of dense channels follow each other in the plane, and become one.
+template <class E>
+int segments_of(const Tap* taps, int64_t count, int64_t depth, Segment* segments) {
+    int found = 0;
+    int64_t steps = depth / PAIR<E>;
+    for (int64_t i = 0; i < count; ++i) {
+        Segment* last = found ? segments + found - 1 : nullptr;
+        if (last && last->offset + int64_t(last->steps) * PAIR<E> == taps[i].plane)
+            last->steps += int(steps);
+        else
+            segments[found++] = {taps[i].plane, int(steps)};
+    }
+    return found;
+}
+
+}  // namespace fused_preact::FUSED_PREACT_ISA

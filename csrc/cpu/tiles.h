@@ -1,0 +1,83 @@
+// How work is cut: the one place that chooses tile sizes.
+#pragma once
+#include "arena.h"
+#include "plane.h"
+#include "records.h"
+
+namespace fused_preact::FUSED_PREACT_ISA {
+
+struct Tile {
+    int64_t image;
+    Span rows, columns;  // of the output
+};
+
+struct Tiling {
+    int64_t images, height, width, rows, columns;
+
+    INLINE int64_t down() const { return ceil_div(height, rows); }
+    INLINE int64_t across() const { return ceil_div(width, columns); }
+    INLINE int64_t count() const { return height && width ? images * down() * across() : 0; }
+    INLINE Tile operator[](int64_t i) const {
+        int64_t column = i % across() * columns, row = i / across() % down() * rows;
+        return {i / across() / down(), {row, smaller(rows, height - row)}, {column, smaller(columns, width - column)}};
+    }
+};
+
+// A 1x1 convolution that moves nothing is one over a single row of all pixels: its tiles need not end where images do.
+INLINE Conv flattened(Conv conv) {
+    auto pointwise = [](const Axis& a) { return a.kernel == 1 && a.stride == 1 && a.padding == 0; };
+    if (pointwise(conv.h) && pointwise(conv.w)) {
+        int64_t pixels = conv.n * conv.h.in * conv.w.in;
+        conv.n = 1;
+        conv.h = {1, 1, 1, 0, 1, 1};
+        conv.w = {pixels, 1, 1, 0, 1, pixels};
+    }
+    return conv;
+}
+
+constexpr int64_t L1_BYTES = 48 << 10, L2_BYTES = 512 << 10;
+
+// plane_channels: bytes of all planes in a pixel; weights: bytes of the packed weights. Planes should stay in L1; where the weights do
+// not stay in L2, larger tiles use them more often.
+INLINE Tiling tiling_of(const Conv& conv, int64_t plane_bytes, int64_t weights, int threads) {
+    bool big = weights > L2_BYTES / 2;
+    int64_t budget = big ? L2_BYTES : L1_BYTES, most = big ? 256 : conv.h.out == 1 ? 64 : 256;
+    int64_t columns = conv.w.out, rows = 1;
+    if (conv.h.out == 1 || columns > 256) {
+        int64_t pixels = larger<int64_t>(32, smaller(most, budget / plane_bytes / 8 * 8));
+        int64_t tiles = larger<int64_t>(ceil_div(columns, pixels), conv.n == 1 && conv.h.out == 1 ? threads : 1);
+        columns = smaller(columns, round_up(ceil_div(columns, tiles), ROWS));
+    } else {
+        int64_t width = (columns - 1) * conv.w.stride + (conv.w.kernel - 1) * conv.w.dilation + 1;
+        auto bytes = [&](int64_t r) { return ((r - 1) * conv.h.stride + (conv.h.kernel - 1) * conv.h.dilation + 1) * width * plane_bytes; };
+        while (rows < conv.h.out && ((rows + 1) * columns <= 64 || ((rows + 1) * columns <= most && bytes(rows + 1) <= budget))) ++rows;
+        int64_t tiles = larger(ceil_div(conv.h.out, rows), smaller<int64_t>(conv.h.out, ceil_div(threads, conv.n)));
+        rows = ceil_div(conv.h.out, tiles);
+    }
+    return {conv.n, conv.h.out, conv.w.out, rows, columns};
+}
+
+// The pixels of a tile, row by row: where each lies in the plane (elements) and in memory (pixels), from the tile's first.
+struct Pixels {
+    int32_t *plane, *memory;
+    int64_t count, rows, columns;
+
+    INLINE Pixels(Arena& arena, int64_t capacity) : count(0), rows(-1), columns(-1) {
+        plane = arena.take<int32_t>(round_up(capacity, 2 * ROWS));
+        memory = arena.take<int32_t>(round_up(capacity, 2 * ROWS));
+    }
+
+    // Blocks of ROWS are computed whole: the last pixel repeats.
+    void set(int64_t rows_, int64_t columns_, int64_t plane_row, int64_t plane_column, int64_t memory_row, int64_t memory_column) {
+        if (rows == rows_ && columns == columns_) return;
+        rows = rows_, columns = columns_, count = rows * columns;
+        for (int64_t i = 0, at = 0; i < rows; ++i)
+            for (int64_t j = 0; j < columns; ++j, ++at) {
+                plane[at] = int32_t(i * plane_row + j * plane_column);
+                memory[at] = int32_t(i * memory_row + j * memory_column);
+            }
+        for (int64_t at = count; at < round_up(count, 2 * ROWS) && count; ++at) plane[at] = plane[count - 1];
+    }
+};
+
+}  // namespace fused_preact::FUSED_PREACT_ISA

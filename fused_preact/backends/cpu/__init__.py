@@ -1,0 +1,42 @@
+"""The cpu backend: the primitives of the contract as native kernels (csrc/cpu).
+
+This module can always be imported; the primitives are there where `unavailable` finds nothing missing.
+"""
+
+import torch
+
+from fused_preact.backends.cpu import environment
+from fused_preact.backends.records import Case
+
+TWO_DGRADS = False
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+SMALLEST_GROUP = 8
+
+# Asked once: the primitives below are there or not for good.
+_REASON = environment.unavailable()
+
+
+def unavailable() -> str | None:
+    """Why the cpu backend can't be used on this machine, in a sentence, or None."""
+    return _REASON
+
+
+def why_not(case: Case) -> str | None:
+    if case.device != "cpu":
+        return f"the cpu backend runs on cpu tensors, not on {case.device} tensors"
+    if case.dtype not in DTYPES:
+        return f"the cpu backend takes float32, bfloat16 and float64, not {str(case.dtype).removeprefix('torch.')}"
+    if case.weight is None:
+        return None
+    if case.weight_dtype != case.dtype:
+        mixed = [str(dtype).removeprefix("torch.") for dtype in (case.dtype, case.weight_dtype)]
+        return f"the cpu backend takes an activation and a weight of one dtype, not {mixed[0]} and {mixed[1]}"
+    smallest = min(case.weight[0] // case.conv.groups, case.weight[1])
+    if case.conv.groups > 1 and smallest < SMALLEST_GROUP:
+        return f"the cpu backend takes groups of {SMALLEST_GROUP} channels and more, which fill half a vector, not of {smallest}"
+    return None
+
+
+if _REASON is None:
+    from fused_preact.backends.cpu.bn import bn_bwd, bn_coeffs, bn_finalize, bn_finalize_update, bn_merge, bn_relu, bn_relu_bwd, bn_stats
+    from fused_preact.backends.cpu.conv import bn_relu_conv2d_bwd, bn_relu_conv2d_fwd

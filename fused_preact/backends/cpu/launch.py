@@ -1,0 +1,69 @@
+"""How a native kernel is called: addresses, sizes, threads, and a workspace that is kept from call to call."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fused_preact import _cpu
+from fused_preact.backends import layout
+
+DTYPES = {torch.float32: _cpu.Dtype.float32, torch.float64: _cpu.Dtype.float64, torch.bfloat16: _cpu.Dtype.bfloat16}
+
+
+class _Workspace(threading.local):
+    """Scratch memory of one Python thread. It grows and is never given back: fresh pages would cost more than most kernels."""
+
+    def __init__(self) -> None:
+        self.memory = torch.empty(0, dtype=torch.uint8)
+        self.where = (0, 0)
+
+    def grow(self, size: int) -> None:
+        self.memory = torch.empty(size, dtype=torch.uint8)
+        self.where = (self.memory.data_ptr(), size)
+
+
+_workspace = _Workspace()
+
+
+def launch(kernel: Callable[..., int], like: Tensor, *args: Any) -> None:
+    """Run a kernel on tensors of `like`'s dtype with torch's threads; it says how much workspace it misses."""
+    dtype, threads = DTYPES[like.dtype], torch.get_num_threads()
+    missing = kernel(dtype, threads, *args, *_workspace.where)
+    if missing:
+        _workspace.grow(missing)
+        kernel(dtype, threads, *args, *_workspace.where)
+
+
+def address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def nhwc(t: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
+    """t in dense NHWC memory and `dtype`; copied only if it is not so."""
+    if t is None:
+        return None
+    t = t if dtype is None or t.dtype == dtype else t.to(dtype)
+    return t if t.is_contiguous(memory_format=torch.channels_last) else t.contiguous(memory_format=torch.channels_last)
+
+
+def vector(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Per-channel values side by side, in `dtype`."""
+    return None if t is None else t.to(dtype).contiguous()
+
+
+class Output:
+    """An activation that a kernel writes as NHWC, and that leaves with the strides of `layout.empty(shape, dtype, *like)`."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, *like: Tensor) -> None:
+        self.out = layout.empty(shape, dtype, *like)
+        dense = self.out.is_contiguous(memory_format=torch.channels_last)
+        self.written = self.out if dense else torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+
+    def address(self) -> int:
+        return self.written.data_ptr()
+
+    def result(self) -> Tensor:
+        return self.out if self.written is self.out else self.out.copy_(self.written)
