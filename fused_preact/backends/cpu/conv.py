@@ -98,6 +98,14 @@ def bn_relu_conv2d_bwd(
         0 if out is None else out.address(), address(sums),
     )  # fmt: skip
     launch(
-        _cpu.bn_relu_conv2d_bwd, x, conv, relu, EMITS[emit], *pointers, 0 if sums is None else sums.size(0), address(dweight), address(dbias)
+        _cpu.bn_relu_conv2d_bwd,
+        x,
+        conv,
+        relu,
+        EMITS[emit],
+        *pointers,
+        0 if sums is None else sums.size(0),
+        address(dweight),
+        address(dbias),
     )
     return out and out.result(), sums, dweight, dbias, dy_out and dy_out.result()
