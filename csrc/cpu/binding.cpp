@@ -3,12 +3,14 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <optional>
 #include <string>
 
 #include "bn_vectors.h"
 #include "checks.h"
 #include "dispatch.h"
 #include "kernels.h"
+#include "unit.h"
 
 namespace py = pybind11;
 
@@ -46,7 +48,7 @@ Conv make_conv(int64_t n, int64_t c, int64_t k, int64_t groups, AxisSizes h, Axi
 size_t bn_relu_conv2d_fwd(Dtype dtype, int threads, const Conv& conv, bool relu, Address x, Address bn, Address weight, Address bias,
                           Address residual, Address y, Address stats, int64_t tiles, Address workspace, size_t bytes) {
     return launch("bn_relu_conv2d_fwd", kernels().bn_relu_conv2d_fwd,
-                  BnReluConv2dFwd{dtype, threads, conv, relu, in(x), in(bn), in(weight), in(bias), in(residual), out(y), out(stats), tiles,
+                  BnReluConv2dFwd{dtype, threads, conv, relu, in(x), in(bn), conv.c, in(weight), in(bias), in(residual), out(y), out(stats), tiles,
                                   {out(workspace), bytes}});
 }
 
@@ -56,7 +58,7 @@ size_t bn_relu_conv2d_bwd(Dtype dtype, int threads, const Conv& conv, bool relu,
                           Address workspace, size_t bytes) {
     return launch("bn_relu_conv2d_bwd", kernels().bn_relu_conv2d_bwd,
                   BnReluConv2dBwd{dtype, threads, conv, relu, emit, {in(dy), in(dy_x), in(dy_coeffs), in(dy_add), out(dy_out)}, in(x), in(bn),
-                                  in(weight), in(add_dz), in(coeffs), in(residual_grad), out(result), out(sums), tiles, out(dweight),
+                                  conv.c, in(weight), in(add_dz), in(coeffs), in(residual_grad), out(result), out(sums), tiles, out(dweight),
                                   out(dbias), {out(workspace), bytes}});
 }
 
@@ -64,7 +66,7 @@ void bind_elementwise(py::module_& m) {
     m.def(
         "bn_stats",
         [](Dtype dtype, int threads, int64_t pixels, int64_t channels, Address x, Address stats, int64_t tiles, Address workspace, size_t bytes) {
-            Elementwise record{dtype, threads, pixels, channels, tiles, false, in(x), nullptr, nullptr, nullptr, nullptr, nullptr, out(stats),
+            Elementwise record{dtype, threads, pixels, channels, tiles, false, in(x), nullptr, 0, nullptr, nullptr, nullptr, nullptr, out(stats),
                                {out(workspace), bytes}};
             return launch("bn_stats", kernels().bn_stats, record);
         },
@@ -73,7 +75,7 @@ void bind_elementwise(py::module_& m) {
         "bn_relu",
         [](Dtype dtype, int threads, int64_t pixels, int64_t channels, bool relu, Address x, Address bn, Address z, Address workspace,
            size_t bytes) {
-            Elementwise record{dtype, threads, pixels, channels, 0, relu, in(x), in(bn), nullptr, nullptr, nullptr, out(z), nullptr,
+            Elementwise record{dtype, threads, pixels, channels, 0, relu, in(x), in(bn), channels, nullptr, nullptr, nullptr, out(z), nullptr,
                                {out(workspace), bytes}};
             return launch("bn_relu", kernels().bn_relu, record);
         },
@@ -82,7 +84,7 @@ void bind_elementwise(py::module_& m) {
         "bn_relu_bwd",
         [](Dtype dtype, int threads, int64_t pixels, int64_t channels, bool relu, Address dz, Address x, Address bn, Address g, Address sums,
            int64_t tiles, Address workspace, size_t bytes) {
-            Elementwise record{dtype, threads, pixels, channels, tiles, relu, in(x), in(bn), in(dz), nullptr, nullptr, out(g), out(sums),
+            Elementwise record{dtype, threads, pixels, channels, tiles, relu, in(x), in(bn), channels, in(dz), nullptr, nullptr, out(g), out(sums),
                                {out(workspace), bytes}};
             return launch("bn_relu_bwd", kernels().bn_relu_bwd, record);
         },
@@ -91,7 +93,7 @@ void bind_elementwise(py::module_& m) {
         "bn_bwd",
         [](Dtype dtype, int threads, int64_t pixels, int64_t channels, Address g, Address x, Address coeffs, Address add, Address dx,
            Address workspace, size_t bytes) {
-            Elementwise record{dtype, threads, pixels, channels, 0, false, in(x), nullptr, in(g), in(coeffs), in(add), out(dx), nullptr,
+            Elementwise record{dtype, threads, pixels, channels, 0, false, in(x), nullptr, 0, in(g), in(coeffs), in(add), out(dx), nullptr,
                                {out(workspace), bytes}};
             return launch("bn_bwd", kernels().bn_bwd, record);
         },
@@ -109,15 +111,76 @@ void bind_vectors(py::module_& m) {
         [](bool wide, bool frozen, int64_t tiles, int64_t channels, Address stats, Address gamma, Address beta, Address running_mean,
            Address running_var, double momentum, double eps, Address bn) {
             launch_bn_finalize({wide, frozen, tiles, channels, in(stats), in(gamma), in(beta), out(running_mean), out(running_var), momentum, eps,
-                                out(bn)});
+                                out(bn), channels});
         },
         "bn [5, channels], and the running statistics moved.");
     m.def(
         "bn_coeffs",
         [](bool wide, int64_t tiles, int64_t channels, Address sums, Address bn, Address coeffs, Address dgamma, Address dbeta) {
-            launch_bn_coeffs({wide, tiles, channels, in(sums), in(bn), out(coeffs), out(dgamma), out(dbeta)});
+            launch_bn_coeffs({wide, tiles, channels, in(sums), in(bn), channels, out(coeffs), out(dgamma), out(dbeta)});
         },
         "coeffs [4, channels], dgamma, dbeta.");
+}
+
+// A unit's tensors come as addresses in one list, in the order of its layers.
+using Addresses = std::vector<Address>;
+
+std::vector<void*> outs(const Addresses& all) {
+    std::vector<void*> pointers;
+    for (Address a : all) pointers.push_back(out(a));
+    return pointers;
+}
+std::vector<const void*> ins(const Addresses& all) {
+    const std::vector<void*> pointers = outs(all);
+    return {pointers.begin(), pointers.end()};
+}
+
+size_t finish(const char* name, const Status& status) {
+    if (status.error) throw py::value_error(std::string(name) + ": " + status.error);
+    return status.workspace;
+}
+
+size_t unit_fwd(const Unit& unit, int threads, bool again, Address x, Address stats, Address projection, const Addresses& layers,
+                const Addresses& inner, Address bns, Address y, Address y_stats, Address workspace, size_t bytes) {
+    constexpr size_t EACH = 6;
+    const size_t depth = unit.layers.size();
+    if (layers.size() != EACH * depth || inner.size() + 1 != depth) throw py::value_error("unit_fwd: the unit's layers have other tensors");
+    UnitFwd args{threads, again, in(x), in(stats), in(projection), {}, outs(inner), out(bns), out(y), out(y_stats), {out(workspace), bytes}};
+    for (const Address* a = layers.data(); a != layers.data() + layers.size(); a += EACH)
+        args.layers.push_back({in(a[0]), in(a[1]), in(a[2]), out(a[3]), out(a[4]), static_cast<int64_t*>(out(a[5]))});
+    return finish("unit_fwd", [&] {
+        py::gil_scoped_release release;
+        return launch_unit_fwd(unit, args);
+    }());
+}
+
+size_t unit_bwd(const Unit& unit, int threads, Address dy, Address x, Address bns, Address projection, const Addresses& inner,
+                const Addresses& weights, Address dx, Address dprojection, const Addresses& dgamma, const Addresses& dbeta,
+                const Addresses& dweight, Address workspace, size_t bytes) {
+    const size_t depth = unit.layers.size();
+    for (const Addresses* each : {&weights, &dgamma, &dbeta, &dweight})
+        if (each->size() != depth) throw py::value_error("unit_bwd: the unit's layers have other tensors");
+    if (!inner.empty() && inner.size() + 1 != depth) throw py::value_error("unit_bwd: expected all inner activations or none");
+    const UnitBwd args{threads, in(dy), in(x), in(bns), in(projection), ins(inner), ins(weights), out(dx), out(dprojection), outs(dgamma),
+                       outs(dbeta), outs(dweight), {out(workspace), bytes}};
+    return finish("unit_bwd", [&] {
+        py::gil_scoped_release release;
+        return launch_unit_bwd(unit, args);
+    }());
+}
+
+void bind_unit(py::module_& m) {
+    using Layer = std::tuple<Conv, bool, bool, bool, bool, double, double>;
+    py::class_<Unit>(m, "Unit", "Sizes of a residual unit; a layer is (conv, relu, norm, batch, update, momentum (negative: cumulative), eps).")
+        .def(py::init([](Dtype dtype, const std::vector<Layer>& layers, bool shared, std::optional<Conv> projection, int64_t x_tiles,
+                         int64_t y_tiles) {
+            Unit unit{dtype, {}, projection.has_value(), shared, projection.value_or(Conv{}), x_tiles, y_tiles};
+            for (const auto& [conv, relu, norm, batch, update, momentum, eps] : layers)
+                unit.layers.push_back({conv, relu, norm, batch, update, momentum, eps});
+            return unit;
+        }))
+        .def("fwd", &unit_fwd, "y, its stats, bns and inner activations; returns the bytes of workspace that were missing.")
+        .def("bwd", &unit_bwd, "dx and the gradients of the parameters; returns the bytes of workspace that were missing.");
 }
 
 void bind_isa(py::module_& m) {
@@ -158,5 +221,6 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("bn_relu_conv2d_bwd", &bn_relu_conv2d_bwd, "out, sums, dweight, dbias, dy_out; returns the bytes of workspace that were missing.");
     bind_elementwise(m);
     bind_vectors(m);
+    bind_unit(m);
     bind_isa(m);
 }

@@ -92,7 +92,7 @@ template <class S>
 Status bn_relu(const Elementwise& args) {
     using A = wide<S>;
     const int64_t c = args.channels;
-    const Norm<A> norm = norm_of<A>(args.bn, c, args.relu, nullptr);
+    const Norm<A> norm = norm_of<A>(args.bn, args.bn_pitch, c, args.relu, nullptr);
     const bool streams = streamed<S>(args.out, args.pixels, c);
 #pragma omp parallel num_threads(args.threads)
     {
@@ -127,7 +127,7 @@ template <class S>
 Status bn_relu_bwd(const Elementwise& args) {
     using A = wide<S>;
     const int64_t c = args.channels;
-    const Norm<A> norm = norm_of<A>(args.bn, c, args.relu, nullptr);
+    const Norm<A> norm = norm_of<A>(args.bn, args.bn_pitch, c, args.relu, nullptr);
     const PerThread<Sums<A>> scratch(args.workspace, c);
     if (scratch.total(args.threads) > args.workspace.bytes) return {nullptr, scratch.total(args.threads)};
     A* sums = static_cast<A*>(args.stats);
@@ -171,7 +171,7 @@ Status bn_relu_bwd(const Elementwise& args) {
 #pragma omp barrier
         if (t == 0) {
             for (int other = 1; other < team; ++other) own.merge(scratch[other]);
-            write_sums(own, c, c, 0, static_cast<const A*>(args.bn) + c, sums);
+            write_sums(own, c, c, 0, static_cast<const A*>(args.bn) + args.bn_pitch, sums);
         }
     }
     return {};

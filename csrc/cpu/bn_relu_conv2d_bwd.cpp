@@ -107,7 +107,7 @@ struct Bwd {
 
     // One group, all threads.
     void run(int64_t group) {
-        const Norm<A> norm = norm_of(args.bn, conv.c, args.relu, identity).from(group * c);
+        const Norm<A> norm = norm_of(args.bn, args.bn_pitch, conv.c, args.relu, identity).from(group * c);
 #pragma omp parallel num_threads(args.threads)
         {
             const int t = omp_get_thread_num(), team = omp_get_num_threads();
@@ -259,7 +259,7 @@ struct Bwd {
             own.sums.merge(theirs.sums);
             for (int64_t i = 0; i < k; ++i) own.dbias[i] += theirs.dbias[i];
         }
-        const A* invstd = args.bn ? static_cast<const A*>(args.bn) + conv.c : identity + conv.c;
+        const A* invstd = args.bn ? static_cast<const A*>(args.bn) + args.bn_pitch : identity + conv.c;
         if (args.sums) write_sums(own.sums, c, conv.c, group * c, invstd, static_cast<A*>(args.sums));
         for (int64_t i = 0; args.dbias && i < k; ++i) static_cast<A*>(args.dbias)[group * k + i] = A(own.dbias[i]);
     }
@@ -286,9 +286,9 @@ struct Bwd {
 template <class S, class E>
 Status run(const BnReluConv2dBwd& args) {
     using A = wide<S>;
-    if (args.sums) clear(static_cast<A*>(args.sums), args.tiles * 2 * args.conv.c);
     Bwd<S, E> bwd(args);
     if (bwd.bytes() > args.workspace.bytes) return {nullptr, bwd.bytes()};
+    if (args.sums) clear(static_cast<A*>(args.sums), args.tiles * 2 * args.conv.c);
     bwd.prepare();
     for (int64_t group = 0; group < args.conv.groups; ++group) bwd.run(group);
     return {};

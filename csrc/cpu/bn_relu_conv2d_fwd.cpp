@@ -120,7 +120,7 @@ struct Fwd {
         plane.shape(w);
         identity = threads.take<A>(2 * conv.c);
         taps = threads.take<Tap>(taps_count);
-        segments = threads.take<Segment>(taps_count);
+        segments = threads.take<Segment>(most_segments<E>(taps_count, depth));
         weights = threads.take<E>(packed_elements<A>(k, c, taps_count));
         thread_bytes = 0;
         Arena counting{nullptr};
@@ -147,7 +147,7 @@ struct Fwd {
 
     // One group, all threads.
     void run(int64_t group) {
-        const Norm<A> norm = norm_of(args.bn, conv.c, args.relu, identity).from(group * c);
+        const Norm<A> norm = norm_of(args.bn, args.bn_pitch, conv.c, args.relu, identity).from(group * c);
 #pragma omp parallel num_threads(args.threads)
         {
             const int t = omp_get_thread_num(), team = omp_get_num_threads();

@@ -1,6 +1,7 @@
 #include "bn_vectors.h"
 
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 namespace fused_preact {
@@ -40,17 +41,17 @@ void merge(int64_t tiles, int64_t c, const void* stats, void* out) {
 
 template <class A>
 void finalize(const BnFinalize& args) {
-    const int64_t c = args.channels;
+    const int64_t c = args.channels, p = args.bn_pitch;
     const A *gamma = static_cast<const A*>(args.gamma), *beta = static_cast<const A*>(args.beta);
     A *bn = static_cast<A*>(args.bn), *running_mean = static_cast<A*>(args.running_mean), *running_var = static_cast<A*>(args.running_var);
     const auto all = merged(static_cast<const A*>(args.stats), args.tiles, c);
     for (int64_t i = 0; i < c; ++i) {
         const double n = std::fmax(all[i].count, 1), m2 = all[i].m2, invstd = 1 / std::sqrt(m2 / n + args.eps);
         bn[i] = A(all[i].mean);
-        bn[c + i] = A(invstd);
-        bn[2 * c + i] = A(gamma ? invstd * gamma[i] : invstd);
-        bn[3 * c + i] = beta ? beta[i] : A(0);
-        bn[4 * c + i] = A(args.frozen ? 0 : 1 / n);
+        bn[p + i] = A(invstd);
+        bn[2 * p + i] = A(gamma ? invstd * gamma[i] : invstd);
+        bn[3 * p + i] = beta ? beta[i] : A(0);
+        bn[4 * p + i] = A(args.frozen ? 0 : 1 / n);
         if (running_mean) {
             running_mean[i] += A(args.momentum * (all[i].mean - running_mean[i]));
             running_var[i] += A(args.momentum * (m2 / std::fmax(n - 1, 1) - running_var[i]));
@@ -61,9 +62,9 @@ void finalize(const BnFinalize& args) {
 // dx = scale*(g - dbeta/M - xhat*dgamma/M) = a*g + b*(x - mean) + c
 template <class A>
 void coeffs(const BnCoeffs& args) {
-    const int64_t c = args.channels;
+    const int64_t c = args.channels, p = args.bn_pitch;
     const A *sums = static_cast<const A*>(args.sums), *bn = static_cast<const A*>(args.bn);
-    const A *mean = bn, *invstd = bn + c, *scale = bn + 2 * c, *inverse = bn + 4 * c;
+    const A *mean = bn, *invstd = bn + p, *scale = bn + 2 * p, *inverse = bn + 4 * p;
     A *out = static_cast<A*>(args.coeffs), *dgamma = static_cast<A*>(args.dgamma), *dbeta = static_cast<A*>(args.dbeta);
     std::vector<double> g(c), gx(c);
     for (int64_t t = 0; t < args.tiles; ++t)
@@ -85,6 +86,14 @@ void launch_bn_merge(bool wide, int64_t tiles, int64_t channels, const void* sta
 }
 
 void launch_bn_finalize(const BnFinalize& args) { args.wide ? finalize<double>(args) : finalize<float>(args); }
+
+void frozen_stats(bool wide, int64_t channels, const void* running_mean, const void* running_var, void* stats) {
+    const size_t bytes = channels * (wide ? sizeof(double) : sizeof(float));
+    char* to = static_cast<char*>(stats);
+    for (int64_t i = 0; i < channels; ++i) wide ? static_cast<double*>(stats)[i] = 1 : static_cast<float*>(stats)[i] = 1;
+    std::memcpy(to + bytes, running_mean, bytes);
+    std::memcpy(to + 2 * bytes, running_var, bytes);
+}
 
 void launch_bn_coeffs(const BnCoeffs& args) { args.wide ? coeffs<double>(args) : coeffs<float>(args); }
 

@@ -35,7 +35,7 @@ struct PhaseConvs {
         const int64_t total = conv.h.kernel * conv.w.kernel;
         all = arena.take<PhaseConv<E>>(count);
         taps = arena.take<Tap>(total);
-        segments = arena.take<Segment>(total);
+        segments = arena.take<Segment>(most_segments<E>(total, padded(k)));
         weights = arena.take<E>(packed_elements<A>(c, k, total));
     }
 
@@ -46,7 +46,7 @@ struct PhaseConvs {
         int64_t used = 0;
         for (int64_t i = 0; i < count; ++i) {
             PhaseConv<E>& phase = all[i];
-            phase = {i / w.stride, i % w.stride, taps + used, 0, segments + used, 0, weights + packed_elements<A>(c, k, used), false};
+            phase = {i / w.stride, i % w.stride, taps + used, 0, segments + most_segments<E>(used, padded(k)), 0, weights + packed_elements<A>(c, k, used), false};
             for (int64_t r = h.kernel - 1; r >= 0; --r)
                 for (int64_t s = w.kernel - 1; s >= 0; --s) {
                     const int64_t down = phase.row + h.padding - r * h.dilation, right = phase.column + w.padding - s * w.dilation;

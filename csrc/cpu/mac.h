@@ -31,21 +31,40 @@ struct Segment {
     int steps;
 };
 
+// So many steps are added up in registers, then to the tile: a long chain of float32 additions loses digits.
+constexpr int CHAIN = 192;
+
+template <class A, int NR, int NV>
+INLINE void spill(Vec<A> (&acc)[NR][NV], A* tile, bool fresh) {
+    UNROLL for (int r = 0; r < NR; ++r)
+        UNROLL for (int v = 0; v < NV; ++v) {
+            A* p = tile + (r * NV + v) * LANES<A>;
+            store(p, fresh ? acc[r][v] : load(p) + acc[r][v]);
+            acc[r][v] = Vec<A>{};
+        }
+}
+
 // tile[r][lane] = sum over segments: plane[rows[r] + offset + step] * weights[step][lane]
 template <class E, int NV>
 INLINE void rows_block(const E* plane, const int32_t* rows, const Segment* segments, int count, const E* weights, wide<E>* tile) {
     constexpr int W = LANES<wide<E>>;
     Vec<wide<E>> acc[ROWS][NV] = {};
-    for (int s = 0; s < count; ++s) {
+    bool fresh = true;
+    for (int s = 0, chain = 0; s < count; ++s) {
         const E* a[ROWS];
         UNROLL for (int r = 0; r < ROWS; ++r) a[r] = plane + rows[r] + segments[s].offset;
         int64_t n = int64_t(segments[s].steps) * PAIR<E>;
         for (int64_t k = 0; k < n; k += PAIR<E>, weights += NV * W * PAIR<E>)
             UNROLL for (int r = 0; r < ROWS; ++r)
                 UNROLL for (int v = 0; v < NV; ++v) acc[r][v] = mac(acc[r][v], a[r] + k, weights + v * W * PAIR<E>);
+        chain += segments[s].steps;
+        if (chain >= CHAIN && s + 1 < count) {
+            spill(acc, tile, fresh);
+            fresh = false;
+            chain = 0;
+        }
     }
-    UNROLL for (int r = 0; r < ROWS; ++r)
-        UNROLL for (int v = 0; v < NV; ++v) store(tile + (r * NV + v) * W, acc[r][v]);
+    spill(acc, tile, fresh);
 }
 
 // One vector of lanes starves on broadcasts. Where three taps of a row read neighbouring pixels, each broadcast serves three of them:

@@ -62,18 +62,26 @@ void pack(E* packed, const S* weight, Side lanes, Side reduction, const Tap* tap
     }
 }
 
-// Segments of the taps: those that read neighbouring pixels of dense channels follow each other in the plane, and become one.
+// How many segments taps make at most.
+template <class E>
+INLINE int64_t most_segments(int64_t count, int64_t depth) {
+    return count * ceil_div(depth, CHAIN * PAIR<E>);
+}
+
+// Segments of the taps: those that read neighbouring pixels of dense channels follow each other in the plane, and become one; none is
+// longer than a chain.
 template <class E>
 int segments_of(const Tap* taps, int64_t count, int64_t depth, Segment* segments) {
     int found = 0;
-    int64_t steps = depth / PAIR<E>;
-    for (int64_t i = 0; i < count; ++i) {
-        Segment* last = found ? segments + found - 1 : nullptr;
-        if (last && last->offset + int64_t(last->steps) * PAIR<E> == taps[i].plane)
-            last->steps += int(steps);
-        else
-            segments[found++] = {taps[i].plane, int(steps)};
-    }
+    for (int64_t i = 0; i < count; ++i)
+        for (int64_t done = 0; done < depth; done += CHAIN * PAIR<E>) {
+            const int steps = int(smaller<int64_t>(CHAIN, (depth - done) / PAIR<E>));
+            Segment* last = found ? segments + found - 1 : nullptr;
+            if (last && last->steps + steps <= CHAIN && last->offset + int64_t(last->steps) * PAIR<E> == taps[i].plane + done)
+                last->steps += steps;
+            else
+                segments[found++] = {taps[i].plane + done, steps};
+        }
     return found;
 }
 

@@ -64,7 +64,7 @@ INLINE bool streamed(const void* p, int64_t pixels, int64_t channels) {
 
 // Without a norm z is x: (x - 0)*1 + 0.
 template <class A>
-INLINE Norm<A> norm_of(const void* bn, int64_t channels, bool relu, A* identity) {
+INLINE Norm<A> norm_of(const void* bn, int64_t pitch, int64_t channels, bool relu, A* identity) {
     relu = relu && bn;
     const A* v = static_cast<const A*>(bn);
     if (!bn) {
@@ -72,7 +72,7 @@ INLINE Norm<A> norm_of(const void* bn, int64_t channels, bool relu, A* identity)
         return {identity, identity + channels, identity, -A(__builtin_inf()), A(__builtin_nan(""))};
     }
     A floor = relu ? A(0) : -A(__builtin_inf());
-    return {v, v + 2 * channels, v + 3 * channels, floor, relu ? A(0) : A(__builtin_nan(""))};
+    return {v, v + 2 * pitch, v + 3 * pitch, floor, relu ? A(0) : A(__builtin_nan(""))};
 }
 
 template <class V>

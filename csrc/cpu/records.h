@@ -32,14 +32,17 @@ struct Conv {
 
 enum class Emit : int32_t { none, dz, g, sums, dx, dx_sums };
 
-// Per-channel vectors and statistics are float32, float64 for float64 activations; bias is of the activations' dtype.
+// Per-channel vectors and statistics are float32, float64 for float64 activations; bias is of the activations' dtype. The five rows of bn
+// (mean, invstd, scale, beta, 1/M) are bn_pitch elements apart.
 struct BnReluConv2dFwd {
     Dtype dtype;
     int threads;
     Conv conv;
     bool relu;
-    const void *x, *bn, *weight, *bias, *residual;
-    void* y;
+    const void *x, *bn;
+    int64_t bn_pitch;
+    const void *weight, *bias, *residual;
+    void* y;  // may be residual
     void* stats;  // [tiles, 3, k], or null
     int64_t tiles;
     Workspace workspace;
@@ -58,7 +61,9 @@ struct BnReluConv2dBwd {
     bool relu;
     Emit emit;
     Gradient dy;
-    const void *x, *bn, *weight, *add_dz, *coeffs, *residual_grad;
+    const void *x, *bn;
+    int64_t bn_pitch;
+    const void *weight, *add_dz, *coeffs, *residual_grad;
     void* out;
     void* sums;  // [tiles, 2, c]
     int64_t tiles;
@@ -67,13 +72,15 @@ struct BnReluConv2dBwd {
     Workspace workspace;
 };
 
-// An activation of `pixels` x `channels`, and what the element-wise primitives read and write.
+// An activation of `pixels` x `channels`, and what the element-wise primitives read and write; out may be grad.
 struct Elementwise {
     Dtype dtype;
     int threads;
     int64_t pixels, channels, tiles;
     bool relu;
-    const void *x, *bn, *grad, *coeffs, *add;
+    const void *x, *bn;
+    int64_t bn_pitch;
+    const void *grad, *coeffs, *add;
     void *out, *stats;
     Workspace workspace;
 };
@@ -86,12 +93,14 @@ struct BnFinalize {
     void *running_mean, *running_var;  // or null
     double momentum, eps;
     void* bn;
+    int64_t bn_pitch;
 };
 
 struct BnCoeffs {
     bool wide;
     int64_t tiles, channels;
     const void *sums, *bn;
+    int64_t bn_pitch;
     void *coeffs, *dgamma, *dbeta;
 };
 

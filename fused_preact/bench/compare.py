@@ -9,8 +9,10 @@ import torch
 from fused_preact.bench.agree import check
 from fused_preact.bench.machine import machine
 from fused_preact.bench.memory import peak_bytes, saved_bytes
+from fused_preact.bench.probe import fma_probe, step_flops
 from fused_preact.bench.report import Measurement, report
-from fused_preact.bench.timing import interleaved
+from fused_preact.bench.share import shares
+from fused_preact.bench.timing import interleaved, quartiles
 from fused_preact.bench.variants import Config, Variant, batch, build, common_weights, compiling
 
 
@@ -37,9 +39,12 @@ def compare(config: Config, against: Sequence[str], rounds: int, tell: Callable[
             measured[variant.name] = _weigh(variant, images, labels)
         tell(f"timing {rounds} rounds")
         steps = {variant.name: lambda step=variant.step: step(images, labels) for variant in variants}
-        times = interleaved(steps, rounds, device=config.device)
+        probe, probed = fma_probe(config), []
+        times = interleaved(steps, rounds, device=config.device, each_round=probe and (lambda: probed.append(probe())))
+        shared = shares(steps["fused"], config.device, config.backend)
     measurements = {name: Measurement(times[name], config.batch_size, *measured[name]) for name in measured}
-    return report(machine(config.device), _described(config, against, rounds), measurements)
+    described, peak = _described(config, against, rounds), quartiles(probed) if probed else None
+    return report(machine(config.device), described, measurements, step_flops(config), peak, shared)
 
 
 @contextlib.contextmanager

@@ -39,13 +39,23 @@ def write_plot(report: dict[str, Any], path: str | os.PathLike[str]) -> None:
     spread = [[q["median"] - q["q1"] for q in step], [q["q3"] - q["median"] for q in step]]
     saved = [variants[name]["saved_bytes"] / 1e6 for name in names]
     peak = [variants[name]["peak_bytes"] / 1e6 for name in names]
+    of_peak = {name: f"{fraction:.0%}" for name in names if (fraction := variants[name].get("of_fma_peak")) is not None}
     panels = (
-        ("step time, ms", medians, spread, {name: f"fused {ratio:.2f}x as fast" for name, ratio in ratios["step"].items()}),
+        (
+            "step time, ms" + (", and share of the FMA peak" if of_peak else ""),
+            medians,
+            spread,
+            {name: f"fused {ratio:.2f}x as fast" for name, ratio in ratios["step"].items()},
+        ),
         ("saved for backward, MB", saved, None, {name: f"fused {ratio:.2f} of it" for name, ratio in ratios["saved"].items()}),
         ("peak memory, MB", peak, None, {name: f"fused {ratio:.2f} of it" for name, ratio in ratios["peak"].items()}),
     )
-    for axes, panel in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
+    subplots = figure.subplots(1, 3, sharey=True)
+    for axes, panel in zip(subplots, panels, strict=True):
         _draw(axes, names, *panel)
+    for i, name in enumerate(names):
+        inside = {"textcoords": "offset points", "xy": (0, i), "xytext": (5, 0), "va": "center"}
+        subplots[0].annotate(of_peak.get(name, ""), color="white" if name == "fused" else INK, fontsize=8, **inside)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 

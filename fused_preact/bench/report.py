@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from fused_preact._files import write_atomically
@@ -18,17 +18,25 @@ class Measurement(NamedTuple):
     saved_bytes: int
     peak_bytes: int
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self, step_flops: int, fma_peak: Quartiles | None) -> dict[str, Any]:
         return {
             "step_ms": self.step._asdict(),
             "images_per_s": self.batch_size / self.step.median * 1e3,
+            "of_fma_peak": step_flops / self.step.median / fma_peak.median * 1e-6 if fma_peak else None,
             "saved_bytes": self.saved_bytes,
             "peak_bytes": self.peak_bytes,
         }
 
 
-def report(machine: dict[str, Any], config: dict[str, Any], variants: Mapping[str, Measurement]) -> dict[str, Any]:
-    """The report that `--json` writes.
+def report(
+    machine: dict[str, Any],
+    config: dict[str, Any],
+    variants: Mapping[str, Measurement],
+    step_flops: int,
+    fma_peak: Quartiles | None,
+    shares: dict[str, float] | None,
+) -> dict[str, Any]:
+    """The report that `--json` writes; without `fma_peak` (in GFLOP/s) or `shares`, what depends on them is None.
 
     A step ratio says how many times faster fused is than the other variant; saved and peak ratios are fused over the other.
     """
@@ -36,7 +44,10 @@ def report(machine: dict[str, Any], config: dict[str, Any], variants: Mapping[st
     return {
         "machine": machine,
         "config": config,
-        "variants": {name: variant.as_json() for name, variant in variants.items()},
+        "step_flops": step_flops,
+        "fma_peak_gflop_per_s": fma_peak._asdict() if fma_peak else None,
+        "shares": shares,
+        "variants": {name: variant.as_json(step_flops, fma_peak) for name, variant in variants.items()},
         "ratios": {
             "step": {name: other.step.median / fused.step.median for name, other in others.items()},
             "saved": {name: fused.saved_bytes / other.saved_bytes for name, other in others.items()},
@@ -47,11 +58,13 @@ def report(machine: dict[str, Any], config: dict[str, Any], variants: Mapping[st
 
 def table(report: dict[str, Any]) -> str:
     """The report for people: what was measured, on what, and a row for each variant; the last columns are the ratios."""
-    header = ("", "step ms", "q1 .. q3", "images/s", "saved MB", "peak MB", "fused speed", "fused saved", "fused peak")
-    rows = [header, *(_row(name, variant, report["ratios"]) for name, variant in report["variants"].items())]
+    probed = report.get("fma_peak_gflop_per_s") is not None
+    fraction = ("of FMA peak",) if probed else ()
+    header = ("", "step ms", "q1 .. q3", "images/s", *fraction, "saved MB", "peak MB", "fused speed", "fused saved", "fused peak")
+    rows = [header, *(_row(name, variant, report["ratios"], probed) for name, variant in report["variants"].items())]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows)
-    return "\n".join([title(report["config"]), summary(report["machine"]), "", *lines])
+    return "\n".join([title(report["config"]), summary(report["machine"]), *_context(report), "", *lines])
 
 
 def title(config: dict[str, Any]) -> str:
@@ -68,7 +81,15 @@ def write_json(report: dict[str, Any], path: str | os.PathLike[str]) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _row(name: str, variant: dict[str, Any], ratios: dict[str, dict[str, float]]) -> tuple[str, ...]:
+def _context(report: dict[str, Any]) -> Iterator[str]:
+    # Reports of older versions have neither.
+    if peak := report.get("fma_peak_gflop_per_s"):
+        yield f"FMA peak, probed in every round: {peak['median']:.1f} GFLOP/s ({peak['q1']:.1f} .. {peak['q3']:.1f})"
+    if shares := report.get("shares"):
+        yield "time of a fused step: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+
+
+def _row(name: str, variant: dict[str, Any], ratios: dict[str, dict[str, float]], probed: bool) -> tuple[str, ...]:
     step = variant["step_ms"]
     compared = ("", "", "")
     if name in ratios["step"]:
@@ -78,6 +99,7 @@ def _row(name: str, variant: dict[str, Any], ratios: dict[str, dict[str, float]]
         f"{step['median']:.1f}",
         f"{step['q1']:.1f} .. {step['q3']:.1f}",
         f"{variant['images_per_s']:.1f}",
+        *((f"{variant['of_fma_peak']:.1%}",) if probed else ()),
         f"{variant['saved_bytes'] / 1e6:.1f}",
         f"{variant['peak_bytes'] / 1e6:.1f}",
         *compared,

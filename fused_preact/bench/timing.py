@@ -15,7 +15,7 @@ import torch
 
 
 class Quartiles(NamedTuple):
-    """Milliseconds a call."""
+    """Of times, in milliseconds a call."""
 
     median: float
     q1: float
@@ -37,6 +37,7 @@ def interleaved(
     device: torch.device | str = "cpu",
     warmup: int = 2,
     sample_ms: float = 20.0,
+    each_round: Callable[[], object] | None = None,
 ) -> dict[str, Quartiles]:
     """Time `functions` in turns.
 
@@ -46,6 +47,7 @@ def interleaved(
         device: where they compute. On a GPU the clock is the GPU's, from an idle stream to the end of the last kernel.
         warmup: calls of each before the first round, at least 1.
         sample_ms: short functions are called repeatedly until a sample takes about so long.
+        each_round: called, untimed, when a round begins.
     """
     names = list(functions)
     clock = _cuda_ms if torch.device(device).type == "cuda" else _cpu_ms
@@ -57,6 +59,8 @@ def interleaved(
     samples: dict[str, list[float]] = {name: [] for name in names}
     with _no_garbage_collection():
         for turn in range(rounds):
+            if each_round is not None:
+                each_round()
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 samples[name].append(clock(functions[name], repeats[name]))

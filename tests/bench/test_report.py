@@ -22,24 +22,32 @@ CONFIG = {
 }
 
 
-@pytest.fixture
-def example():
+SHARES = {"cpu": 0.925, "eager": 0.0, "torch": 0.075}
+
+
+@pytest.fixture(params=["probed", "not probed"])
+def example(request):
     variants = {
         "fused": Measurement(Quartiles(200.0, 190.0, 230.0), 64, 500_000_000, 800_000_000),
         "eager": Measurement(Quartiles(300.0, 290.0, 310.0), 64, 1_000_000_000, 1_200_000_000),
         "compile": Measurement(Quartiles(250.0, 240.0, 260.0), 64, 1_000_000_000, 1_000_000_000),
     }
-    return report(machine(), CONFIG, variants)
+    known = (Quartiles(50.0, 40.0, 60.0), SHARES) if request.param == "probed" else (None, None)
+    return report(machine(), CONFIG, variants, 3_000_000_000, *known)
+
+
+probed = pytest.mark.parametrize("example", ["probed"], indirect=True)
+not_probed = pytest.mark.parametrize("example", ["not probed"], indirect=True)
 
 
 def test_json_has_the_documented_form(example, tmp_path):
     write_json(example, tmp_path / "report.json")
     read = json.loads((tmp_path / "report.json").read_text())
     assert read == example
-    assert set(read) == {"machine", "config", "variants", "ratios"}
+    assert set(read) == {"machine", "config", "step_flops", "fma_peak_gflop_per_s", "shares", "variants", "ratios"}
     assert set(read["variants"]) == {"fused", "eager", "compile"}
     for variant in read["variants"].values():
-        assert set(variant) == {"step_ms", "images_per_s", "saved_bytes", "peak_bytes"}
+        assert set(variant) == {"step_ms", "images_per_s", "of_fma_peak", "saved_bytes", "peak_bytes"}
         assert set(variant["step_ms"]) == {"median", "q1", "q3"}
         assert isinstance(variant["saved_bytes"], int)
         assert isinstance(variant["peak_bytes"], int)
@@ -55,6 +63,41 @@ def test_ratios_point_the_documented_way(example):
     assert example["variants"]["fused"]["images_per_s"] == 320.0
 
 
+@probed
+def test_fractions_of_the_peak(example):
+    assert example["fma_peak_gflop_per_s"] == {"median": 50.0, "q1": 40.0, "q3": 60.0}
+    # 3 GFLOP in 200 ms are 15 GFLOP/s.
+    fractions = {name: variant["of_fma_peak"] for name, variant in example["variants"].items()}
+    assert fractions == {"fused": pytest.approx(0.3), "eager": pytest.approx(0.2), "compile": pytest.approx(0.24)}
+
+
+@probed
+def test_table_has_peak_and_shares(example):
+    lines = table(example).splitlines()
+    assert lines[2:5] == [
+        "FMA peak, probed in every round: 50.0 GFLOP/s (40.0 .. 60.0)",
+        "time of a fused step: cpu 92.5%, eager 0.0%, torch 7.5%",
+        "",
+    ]
+    header, fused, eager, compiled = lines[5:]
+    assert header.endswith("images/s  of FMA peak  saved MB  peak MB  fused speed  fused saved  fused peak")
+    assert fused.split()[5:7] == ["320.0", "30.0%"]
+    assert eager.split()[5:7] == ["213.3", "20.0%"]
+    assert len(header) == len(eager) == len(compiled)
+
+
+@not_probed
+def test_without_peak_and_shares_they_are_null_and_not_printed(example):
+    assert example["fma_peak_gflop_per_s"] is example["shares"] is None
+    assert all(variant["of_fma_peak"] is None for variant in example["variants"].values())
+    text = table(example)
+    assert len(text.splitlines()) == 3 + 4
+    assert "FMA" not in text
+    older = {key: value for key, value in example.items() if key not in ("step_flops", "fma_peak_gflop_per_s", "shares")}
+    assert table(older) == text
+
+
+@not_probed
 def test_table_names_machine_and_versions_and_aligns(example):
     lines = table(example).splitlines()
     assert "preact_resnet164" in lines[0]

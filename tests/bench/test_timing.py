@@ -53,6 +53,13 @@ def test_functions_take_turns_and_every_round_starts_with_another_one(clock):
     assert "".join(clock.calls) == "abc" + "abc" + "bca" + "cab" + "abc"
 
 
+def test_what_each_round_begins_with_is_not_timed(clock):
+    begin = clock.work("-", 5)
+    result = timing.interleaved({name: clock.work(name, 30) for name in "ab"}, rounds=3, warmup=1, each_round=begin)
+    assert "".join(clock.calls) == "ab" + "-ab" + "-ba" + "-ab"
+    assert result["a"] == result["b"] == pytest.approx((30, 30, 30))
+
+
 def test_short_functions_are_repeated_and_reported_by_call(clock):
     result = timing.interleaved({"short": clock.work("short", 3), "long": clock.work("long", 100)}, rounds=2, warmup=1, sample_ms=20)
     assert clock.calls.count("short") == 1 + 2 * 7

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from fused_preact.backends import backend
 from fused_preact.bench import agree, compare, variants
 from fused_preact.cli import main
 
@@ -28,7 +29,26 @@ def test_prints_a_table_and_writes_json_and_a_picture(tmp_path, capsys):
     assert report["config"]["batch_size"] == 2
     assert report["ratios"]["saved"]["eager"] < 0.6
     assert report["variants"]["fused"]["peak_bytes"] < report["variants"]["eager"]["peak_bytes"]
+    assert sum(report["shares"].values()) == pytest.approx(1)
+    assert (report["fma_peak_gflop_per_s"] is None) == isinstance(backend("cpu"), str)
     assert {path.name for path in tmp_path.iterdir()} == {"a.json", "a.png"}
+
+
+@pytest.mark.parametrize("rate", [200.0, None])
+def test_every_round_probes_the_peak_where_there_is_a_probe(rate, monkeypatch, tmp_path, capsys):
+    calls = []
+    monkeypatch.setattr(compare, "fma_probe", lambda config: rate and (lambda: calls.append(config.dtype) or rate + len(calls)))
+    assert main([*SMALL, "--rounds", "3", "--json", "a.json"]) == 0
+    report = json.loads((tmp_path / "a.json").read_text())
+    fused, printed = report["variants"]["fused"], capsys.readouterr().out
+    if rate is None:
+        assert report["fma_peak_gflop_per_s"] is fused["of_fma_peak"] is None
+        assert "FMA" not in printed
+        return
+    assert calls == ["float32"] * 3
+    assert report["fma_peak_gflop_per_s"] == {"median": 202.0, "q1": 201.5, "q3": 202.5}
+    assert fused["of_fma_peak"] == pytest.approx(report["step_flops"] / (fused["step_ms"]["median"] * 1e-3) / 202e9)
+    assert "202.0 GFLOP/s (201.5 .. 202.5)" in printed
 
 
 def test_options_reach_the_comparison(capsys):
@@ -36,7 +56,9 @@ def test_options_reach_the_comparison(capsys):
     assert main([*SMALL, *options]) == 0
     assert "2 images of 16x16, bfloat16, cpu, memory unit, backend eager" in capsys.readouterr().out
     with open("a.json", encoding="utf-8") as file:
-        config = json.load(file)["config"]
+        report = json.load(file)
+    config = report["config"]
+    assert set(report["shares"]) == {"eager", "torch"}
     assert {"memory": "unit", "dtype": "bfloat16", "backend": "eager", "image_size": 16, "seed": 3}.items() <= config.items()
 
 
@@ -151,6 +173,7 @@ def test_on_a_gpu(dtype, capsys):
     with open("a.json", encoding="utf-8") as file:
         report = json.load(file)
     assert report["machine"]["gpu"]
+    assert report["fma_peak_gflop_per_s"] is report["shares"] is report["variants"]["fused"]["of_fma_peak"] is None
     assert report["ratios"]["saved"]["eager"] < 0.6
 
 

@@ -24,13 +24,13 @@ def unavailable() -> str | None:
 def why_not(case: Case) -> str | None:
     if case.device != "cpu":
         return f"the cpu backend runs on cpu tensors, not on {case.device} tensors"
-    if case.dtype not in DTYPES:
-        return f"the cpu backend takes float32, bfloat16 and float64, not {str(case.dtype).removeprefix('torch.')}"
+    for dtype in (case.dtype, case.weight_dtype or case.dtype):
+        if dtype not in DTYPES:
+            return f"the cpu backend takes float32, bfloat16 and float64, not {str(dtype).removeprefix('torch.')}"
     if case.weight is None:
         return None
-    if case.weight_dtype != case.dtype:
-        mixed = [str(dtype).removeprefix("torch.") for dtype in (case.dtype, case.weight_dtype)]
-        return f"the cpu backend takes an activation and a weight of one dtype, not {mixed[0]} and {mixed[1]}"
+    if case.weight_dtype != case.dtype and torch.float64 in (case.dtype, case.weight_dtype):
+        return "the cpu backend takes float64 activations with float64 weights only"
     smallest = min(case.weight[0] // case.conv.groups, case.weight[1])
     if case.conv.groups > 1 and smallest < SMALLEST_GROUP:
         return f"the cpu backend takes groups of {SMALLEST_GROUP} channels and more, which fill half a vector, not of {smallest}"
@@ -40,3 +40,4 @@ def why_not(case: Case) -> str | None:
 if _REASON is None:
     from fused_preact.backends.cpu.bn import bn_bwd, bn_coeffs, bn_finalize, bn_finalize_update, bn_merge, bn_relu, bn_relu_bwd, bn_stats
     from fused_preact.backends.cpu.conv import bn_relu_conv2d_bwd, bn_relu_conv2d_fwd
+    from fused_preact.backends.cpu.unit import unit_bwd, unit_fwd, unit_recompute, why_not_unit

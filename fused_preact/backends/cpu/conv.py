@@ -7,8 +7,9 @@ from torch import Tensor
 
 from fused_preact import _cpu
 from fused_preact.backends import eager
+from fused_preact.backends.cpu.bn import bn_stats
 from fused_preact.backends.cpu.launch import Output, address, launch, nhwc
-from fused_preact.backends.layout import conv_out_shape, empty_wide, tiles
+from fused_preact.backends.layout import conv_out_shape, empty_wide, stored, tiles
 from fused_preact.backends.records import Pair
 
 EMITS = {name: getattr(_cpu.Emit, name) for name in ("none", "dz", "g", "sums", "dx", "dx_sums")}
@@ -39,7 +40,9 @@ def bn_relu_conv2d_fwd(
     after: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     promotes = residual is not None and residual.dtype != weight.dtype
-    if not x.numel() or promotes:
+    if x.dtype != weight.dtype or promotes:
+        return _mixed_fwd(x, bn, weight, bias, residual, (stride, padding, dilation, groups), relu, want_stats)
+    if not x.numel():
         return eager.bn_relu_conv2d_fwd(x, bn, weight, bias, residual, stride, padding, dilation, groups, relu, want_stats, after)
     conv, shape = geometry(tuple(x.shape), tuple(weight.shape), weight.stride(), stride, padding, dilation, groups)
     dense, residual = nhwc(x), nhwc(residual)
@@ -50,6 +53,15 @@ def bn_relu_conv2d_fwd(
     pointers = (dense.data_ptr(), address(bn), weight.data_ptr(), address(bias), address(residual), y.address(), address(stats))
     launch(_cpu.bn_relu_conv2d_fwd, x, conv, relu, *pointers, stats.size(0) if want_stats else 0)
     return y.result(), stats
+
+
+def _mixed_fwd(x, bn, weight, bias, residual, conv, relu, want_stats):
+    """bfloat16 beside float32, as autocast gives them: computed in float32. y has the weight's dtype, which a residual promotes."""
+    wide_residual = None if residual is None else residual.float()
+    y, _ = bn_relu_conv2d_fwd(x.float(), bn, weight.float(), bias, wide_residual, *conv, relu, False, None)
+    dtype = weight.dtype if residual is None else torch.promote_types(weight.dtype, residual.dtype)
+    y = stored(y, dtype, x, weight)
+    return y, bn_stats(y) if want_stats else None
 
 
 def bn_relu_conv2d_bwd(
@@ -73,11 +85,19 @@ def bn_relu_conv2d_bwd(
     want_dw: bool,
     want_dbias: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    if not x.numel() or dy.dtype != x.dtype:
-        return eager.bn_relu_conv2d_bwd(
-            dy, dy_x, dy_coeffs, dy_add, x, bn, weight, stride, padding, dilation, groups, relu, add_dz, emit, coeffs, residual_grad,
-            want_dy, want_dw, want_dbias,
-        )  # fmt: skip
+    options = (relu, add_dz, emit, coeffs, residual_grad, want_dy, want_dw, want_dbias)
+    if not x.numel():
+        return eager.bn_relu_conv2d_bwd(dy, dy_x, dy_coeffs, dy_add, x, bn, weight, stride, padding, dilation, groups, *options)
+    if not x.dtype == weight.dtype == dy.dtype:
+        wide = (None if t is None else t.float() for t in (dy, dy_x, dy_coeffs, dy_add, x, bn, weight))
+        out, sums, dweight, dbias, dy_out = bn_relu_conv2d_bwd(*wide, stride, padding, dilation, groups, *options)
+        return (
+            None if out is None else stored(out, x.dtype, x, weight),
+            sums,
+            None if dweight is None else torch.empty_like(weight).copy_(dweight),
+            dbias,
+            None if dy_out is None else stored(dy_out, dy.dtype, x, weight),
+        )
     conv, shape = geometry(tuple(x.shape), tuple(weight.shape), weight.stride(), stride, padding, dilation, groups)
     # A copy is dense whatever the strides that are ambiguous, as dy_out must be.
     dense = nhwc(dy)

@@ -1,5 +1,6 @@
 """How a native kernel is called: addresses, sizes, threads, and a workspace that is kept from call to call."""
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -30,11 +31,16 @@ _workspace = _Workspace()
 
 def launch(kernel: Callable[..., int], like: Tensor, *args: Any) -> None:
     """Run a kernel on tensors of `like`'s dtype with torch's threads; it says how much workspace it misses."""
-    dtype, threads = DTYPES[like.dtype], torch.get_num_threads()
-    missing = kernel(dtype, threads, *args, *_workspace.where)
+    with_workspace(functools.partial(kernel, DTYPES[like.dtype]), *args)
+
+
+def with_workspace(call: Callable[..., int], *args: Any) -> None:
+    """call(threads, *args, workspace, its bytes), once more if it says that bytes are missing."""
+    threads = torch.get_num_threads()
+    missing = call(threads, *args, *_workspace.where)
     if missing:
         _workspace.grow(missing)
-        kernel(dtype, threads, *args, *_workspace.where)
+        call(threads, *args, *_workspace.where)
 
 
 def address(t: Tensor | None) -> int:

@@ -1,0 +1,158 @@
+"""Whole residual units in one native call each way; arguments and results as in ops/unit.py."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fused_preact import _cpu
+from fused_preact.backends.cpu.conv import geometry
+from fused_preact.backends.cpu.launch import DTYPES, Output, address, nhwc, vector, with_workspace
+from fused_preact.backends.layout import empty_wide, tiles, wide
+from fused_preact.backends.records import Case, Unit
+
+Shape = tuple[int, ...]
+
+
+def why_not_unit(unit: Unit, case: Case) -> str | None:
+    """Why a unit is composed of primitives instead, in a sentence, or None."""
+    if unit.shortcut == "pad":
+        return "the cpu backend composes units that pad their shortcut"
+    if any(layer.conv.groups > 1 for layer in unit.layers):
+        return "the cpu backend composes units with grouped convolutions"
+    if case.weight_dtype != case.dtype:
+        return "the cpu backend composes units whose input and weights differ in dtype"
+    return None if all(case.x) else "the cpu backend composes units of empty activations"
+
+
+class Plan:
+    """The native record of a unit on tensors of given shapes, and the shapes of what its layers give."""
+
+    def __init__(
+        self, unit: Unit, dtype: torch.dtype, x: Shape, weights: tuple[tuple[Shape, Shape], ...], projection: tuple | None
+    ) -> None:
+        h, layers, self.shapes = x, [], []
+        for layer, weight in zip(unit.layers, weights, strict=True):
+            conv, h = geometry(h, *weight, *layer.conv)
+            momentum = -1.0 if layer.momentum is None else layer.momentum
+            layers.append((conv, layer.relu, layer.norm, layer.batch, layer.update, momentum, layer.eps))
+            self.shapes.append(h)
+        projected = None if projection is None else geometry(x, *projection, *unit.projection)[0]
+        self.native = _cpu.Unit(DTYPES[dtype], layers, unit.shared, projected, tiles(x), tiles(h))
+        self.channels = [shape[0][1] for shape in weights]
+        self.bns_width = sum(c for c, layer in zip(self.channels, unit.layers, strict=True) if layer.norm)
+
+
+plan = functools.lru_cache(maxsize=4096)(Plan)
+
+
+def _plan(unit: Unit, x: Tensor, weights: Sequence[Tensor], projection: Tensor | None) -> Plan:
+    key = tuple((tuple(w.shape), w.stride()) for w in weights)
+    return plan(unit, x.dtype, tuple(x.shape), key, None if projection is None else (tuple(projection.shape), projection.stride()))
+
+
+def unit_fwd(
+    unit: Unit,
+    x: Tensor,
+    stats: Tensor | None,
+    projection: Tensor | None,
+    params: Sequence[Tensor | None],
+    buffers: Sequence[Tensor],
+    keep: bool,
+    want_stats: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...]]:
+    made, dense, like = _plan(unit, x, params[2::3], projection), nhwc(x), x
+    outputs = []
+    for shape, weight in zip(made.shapes, params[2::3], strict=True):
+        last = len(outputs) + 1 == len(made.shapes)
+        outputs.append(Output(shape, x.dtype, like, weight) if keep or last else None)
+        like = outputs[-1].out if keep or last else like
+    y, inner = outputs[-1], outputs[:-1]
+    y_stats = empty_wide((tiles(made.shapes[-1]), 3, made.shapes[-1][1]), x) if want_stats else None
+    bns, stats = empty_wide((5, made.bns_width), x), None if stats is None else stats.contiguous()
+    with _Layers(unit, params, buffers, wide(x.dtype)) as layers:
+        with_workspace(
+            made.native.fwd, False, dense.data_ptr(), address(stats), address(projection), layers, [o.address() if o else 0 for o in inner],
+            bns.data_ptr(), y.address(), address(y_stats),
+        )  # fmt: skip
+    return y.result(), y_stats, bns, tuple(o.result() for o in inner) if keep else ()
+
+
+def unit_recompute(unit: Unit, x: Tensor, bns: Tensor, projection: Tensor | None, params: Sequence[Tensor | None]) -> Tensor:
+    weights = params[2::3]
+    made, dense, bns = _plan(unit, x, weights, projection), nhwc(x), bns.contiguous()
+    y = Output(made.shapes[-1], x.dtype, x, *weights)
+    layers = [pointer for w in weights for pointer in (0, 0, w.data_ptr(), 0, 0, 0)]
+    inner = [0] * (len(weights) - 1)
+    with_workspace(
+        made.native.fwd, True, dense.data_ptr(), 0, address(projection), layers, inner, bns.data_ptr(), y.address(), 0
+    )  # fmt: skip
+    return y.result()
+
+
+def unit_bwd(
+    unit: Unit,
+    dy: Tensor,
+    x: Tensor,
+    bns: Tensor,
+    inner: Sequence[Tensor],
+    projection: Tensor | None,
+    params: Sequence[Tensor | None],
+    needs: Any,
+) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+    weights = [_own_strides(w) for w in params[2::3]]
+    projection = None if projection is None else _own_strides(projection)
+    made = _plan(unit, x, weights, projection)
+    dense, dy, bns, inner = nhwc(x), nhwc(dy, x.dtype), bns.contiguous(), [nhwc(t) for t in inner]
+    dx = Output(tuple(x.shape), x.dtype, x, weights[0]) if needs.x else None
+    dprojection = torch.empty_like(projection) if needs.projection else None
+    affine = [bns.new_empty((2, c)) if wanted else None for c, wanted in zip(made.channels, needs.affine, strict=True)]
+    dweight = [torch.empty_like(w) if wanted else None for w, wanted in zip(weights, needs.weight, strict=True)]
+    with_workspace(
+        made.native.bwd, dy.data_ptr(), dense.data_ptr(), bns.data_ptr(), address(projection), [t.data_ptr() for t in inner],
+        [w.data_ptr() for w in weights], 0 if dx is None else dx.address(), address(dprojection),
+        [address(t) for t in affine], [0 if t is None else t[1].data_ptr() for t in affine], [address(t) for t in dweight],
+    )  # fmt: skip
+    grads = []
+    for vectors, dw in zip(affine, dweight, strict=True):
+        grads += [] if vectors is None else [*vectors.unbind()]
+        grads += [] if dw is None else [dw]
+    return dx and dx.result(), dprojection, grads
+
+
+def _own_strides(weight: Tensor) -> Tensor:
+    """A weight with the strides that its gradient, `empty_like`, will have."""
+    fresh = torch.empty_like(weight)
+    return weight if fresh.stride() == weight.stride() else fresh.copy_(weight)
+
+
+class _Layers:
+    """The addresses of all layers' parameters and buffers; buffers of another dtype are moved as a copy, and written back."""
+
+    def __init__(self, unit: Unit, params: Sequence[Tensor | None], buffers: Sequence[Tensor], dtype: torch.dtype) -> None:
+        self.addresses, self.kept, self.moved, taken = [], [], [], 0
+        for i, layer in enumerate(unit.layers):
+            gamma, beta, weight = params[3 * i : 3 * i + 3]
+            own = (None, None, None)
+            if layer.norm and (layer.update or not layer.batch):
+                own, taken = buffers[taken : taken + 3], taken + 3
+            running = [self._usable(t, dtype) for t in own[:2]]
+            vectors = [vector(gamma, dtype), vector(beta, dtype)]
+            self.kept += [*vectors, *running]
+            self.addresses += map(address, (*vectors, weight, *running, own[2]))
+
+    def _usable(self, buffer: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        if buffer is None or (buffer.dtype == dtype and buffer.is_contiguous()):
+            return buffer
+        copy = buffer.to(dtype).contiguous()
+        self.moved.append((buffer, copy))
+        return copy
+
+    def __enter__(self) -> list[int]:
+        return self.addresses
+
+    def __exit__(self, *error: object) -> None:
+        for buffer, copy in self.moved:
+            buffer.copy_(copy)

@@ -1,0 +1,41 @@
+"""What a step computes, and what the machine can compute in the same minute: absolute rates on a shared machine mean nothing alone."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fused_preact.backends import backend
+from fused_preact.bench.variants import Config
+from fused_preact.models import reference_model
+
+SECONDS = 0.01
+
+
+def step_flops(config: Config) -> int:
+    """FLOPs of a training step's convolutions and classifier, 2 a multiply-add: forward, dgrad (the stem has none) and wgrad."""
+    counted: list[int] = []
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
+        counted.append(2 * y.numel() * module.weight[0].numel())
+
+    with torch.device("meta"), torch.no_grad():
+        model = reference_model(config.model).eval()
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.register_forward_hook(count)
+        model(torch.empty(config.batch_size, 3, config.pixels, config.pixels))
+    return 3 * sum(counted) - counted[0]
+
+
+def fma_probe(config: Config) -> Callable[[], float] | None:
+    """Measures in 10 ms how many GFLOP/s all threads together reach in registers and L1.
+
+    None where nobody can tell: on a GPU, without the native library, in a dtype that it does not know.
+    """
+    if torch.device(config.device).type != "cpu" or isinstance(backend("cpu"), str):
+        return None
+    from fused_preact import _cpu
+
+    dtype = getattr(_cpu.Dtype, config.dtype, None)
+    return None if dtype is None else lambda: 2e-9 * _cpu.probe(dtype, torch.get_num_threads(), SECONDS)
