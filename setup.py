@@ -26,7 +26,7 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefe
 # From the least demanding to the most.
 ISAS = {"scalar": [], "avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
 PER_ISA = ("bn", "bn_relu_conv2d_fwd", "bn_relu_conv2d_bwd", "probe")
-ONCE = ("bn_vectors", "unit", "dispatch", "binding")
+ONCE = ("bn_vectors", "unit", "pool", "dispatch", "binding")
 
 
 class NotBuiltError(Exception):

@@ -9,7 +9,9 @@
 #include "bn_vectors.h"
 #include "checks.h"
 #include "dispatch.h"
+#include "dlpack.h"
 #include "kernels.h"
+#include "pool.h"
 #include "unit.h"
 
 namespace py = pybind11;
@@ -183,6 +185,40 @@ void bind_unit(py::module_& m) {
         .def("bwd", &unit_bwd, "dx and the gradients of the parameters; returns the bytes of workspace that were missing.");
 }
 
+// A tensor of NHWC memory from the pool, which gives its memory back when it dies.
+struct PooledTensor {
+    dlpack::ManagedTensor managed;
+    int64_t shape[4], strides[4];
+    PoolBlock block;
+
+    static void destroy(dlpack::ManagedTensor* managed) {
+        PooledTensor* self = static_cast<PooledTensor*>(managed->context);
+        pool_give(self->block);
+        delete self;
+    }
+};
+
+py::capsule empty_nhwc(Dtype dtype, int64_t n, int64_t c, int64_t h, int64_t w) {
+    const int64_t bits = dtype == Dtype::float64 ? 64 : dtype == Dtype::float32 ? 32 : 16;
+    const PoolBlock block = pool_take(size_t(n) * c * h * w * bits / 8);
+    if (!block.data) throw std::bad_alloc();
+    auto* t = new PooledTensor{{}, {n, c, h, w}, {h * w * c, 1, w * c, c}, block};
+    const dlpack::DataType type{dtype == Dtype::bfloat16 ? dlpack::bfloat : dlpack::floating, uint8_t(bits), 1};
+    t->managed = {{block.data, {dlpack::cpu, 0}, 4, type, t->shape, t->strides, 0}, t, &PooledTensor::destroy};
+    return py::capsule(&t->managed, dlpack::CAPSULE, [](PyObject* capsule) {
+        // Whoever takes a tensor over renames its capsule.
+        if (!PyCapsule_IsValid(capsule, dlpack::CAPSULE)) return;
+        auto* managed = static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule, dlpack::CAPSULE));
+        managed->deleter(managed);
+    });
+}
+
+void bind_pool(py::module_& m) {
+    m.def("empty_nhwc", &empty_nhwc, "A DLPack capsule of an uninitialised (n, c, h, w) tensor in NHWC memory from the pool.");
+    m.def("pool_use", [] { return std::make_pair(pool_use().used, pool_use().kept); }, "Bytes of the pool in use, and kept for the next.");
+    m.def("pool_release", &pool_release, "Give what the pool keeps back to the system.");
+}
+
 void bind_isa(py::module_& m) {
     m.def("isas", &isas, "Instruction sets that are compiled in and that this machine supports, from the least to the most.");
     m.def("isa", &isa, "The instruction set in use.");
@@ -222,5 +258,6 @@ PYBIND11_MODULE(_cpu, m) {
     bind_elementwise(m);
     bind_vectors(m);
     bind_unit(m);
+    bind_pool(m);
     bind_isa(m);
 }

@@ -60,13 +60,28 @@ def vector(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if t is None else t.to(dtype).contiguous()
 
 
+# Below, malloc's own pools are as good.
+POOLED_BYTES = 1 << 18
+
+
+def empty_nhwc(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An uninitialised channels_last activation; the memory of a large one comes from a pool and returns there when it dies."""
+    n, c, h, w = shape
+    if n * c * h * w * dtype.itemsize < POOLED_BYTES:
+        return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+    return torch.from_dlpack(_cpu.empty_nhwc(DTYPES[dtype], n, c, h, w))
+
+
 class Output:
     """An activation that a kernel writes as NHWC, and that leaves with the strides of `layout.empty(shape, dtype, *like)`."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, *like: Tensor) -> None:
-        self.out = layout.empty(shape, dtype, *like)
+        if layout.memory_format(*like) == torch.channels_last:
+            self.out = self.written = empty_nhwc(shape, dtype)
+            return
+        self.out = torch.empty(shape, dtype=dtype)
         dense = self.out.is_contiguous(memory_format=torch.channels_last)
-        self.written = self.out if dense else torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+        self.written = self.out if dense else empty_nhwc(shape, dtype)
 
     def address(self) -> int:
         return self.written.data_ptr()
