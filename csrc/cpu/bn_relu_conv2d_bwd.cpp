@@ -218,6 +218,8 @@ struct Bwd {
                                 const_cast<S*>(at(args.out, first)), conv.c, c, streams, norm, v + ch, v + conv.c + ch, v + 2 * conv.c + ch,
                                 v + 3 * conv.c + ch, &own.sums};
             const Gemm<E> gemm{own.dy, phase.weights, phase.segments, phase.segment_count, padded(k) * phase.count, phase.three_taps};
+            // The phases have about the same number of pixels; the first with taps fetches for all.
+            prefetch.spread(gemm.advances(c, pixels.count));
             gemm.run(c, pixels, own.tile, prefetch, [&]<int NV>(int64_t lane, int64_t at, int64_t n, const A* values) {
                 leave<S, NV>(to, values, pixels.memory + at, n, lane);
             });
@@ -268,11 +270,10 @@ struct Bwd {
     void fetch(Prefetch& prefetch, const Tile& next) const {
         if ((tiling.columns < tiling.width && tiling.height > 1) || conv.groups > 1) return;
         const Span rows = inputs_owned(conv.h, next.rows), columns = inputs_owned(conv.w, next.columns);
-        const int64_t blocks = panels(c, PANEL<A>) * ceil_div(rows.count * columns.count, ROWS) + phases.count;
         const int64_t y = (next.image * conv.h.out + next.rows.first) * conv.w.out + next.columns.first;
         const int64_t x = (next.image * conv.h.in + rows.first) * conv.w.in + columns.first;
         auto add = [&](const void* p, int64_t pixel, int64_t pixels, int64_t channels) {
-            if (p) prefetch.add(static_cast<const S*>(p) + pixel * channels, pixels * channels * sizeof(S), blocks);
+            if (p) prefetch.add(static_cast<const S*>(p) + pixel * channels, pixels * channels * sizeof(S));
         };
         const int64_t y_pixels = next.rows.count * next.columns.count, x_pixels = rows.count * columns.count;
         add(args.dy.dy, y, y_pixels, k);

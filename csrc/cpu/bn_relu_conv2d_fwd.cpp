@@ -183,13 +183,14 @@ struct Fwd {
         pixels.set(tile.rows.count, tile.columns.count, conv.h.stride * z.row, pitch, conv.w.out, 1);
 
         Prefetch prefetch;
-        if (more) fetch(prefetch, tiling[index + 1], rows.span, panels(k, PANEL<A>) * ceil_div(pixels.count, ROWS));
+        if (more) fetch(prefetch, tiling[index + 1], rows.span);
         const int64_t first = place(tile) * conv.k + group * k;
         const bool opening = own.moments.pending == 0;
         const S *residual = static_cast<const S*>(args.residual), *bias = static_cast<const S*>(args.bias);
         const Outgoing<S> out{static_cast<S*>(args.y) + first, residual ? residual + first : nullptr, bias ? bias + group * k : nullptr,
                               conv.k, k, streams, args.stats ? &own.moments : nullptr};
         const Gemm<E> gemm{z.data, weights, segments, segment_count, depth * taps_count, three_taps};
+        prefetch.spread(gemm.advances(k, pixels.count));
         gemm.run(k, pixels, own.tile, prefetch, [&]<int NV>(int64_t lane, int64_t at, int64_t n, const A* values) {
             finish<S, NV>(out, values, pixels.memory + at, n, lane, opening && at == 0);
         });
@@ -200,7 +201,7 @@ struct Fwd {
     int64_t place(const Tile& tile) const { return (tile.image * conv.h.out + tile.rows.first) * conv.w.out + tile.columns.first; }
 
     // What the next tile reads and this one did not, where it is contiguous.
-    void fetch(Prefetch& prefetch, const Tile& next, Span seen, int64_t blocks) const {
+    void fetch(Prefetch& prefetch, const Tile& next, Span seen) const {
         if (tiling.columns < tiling.width && tiling.height > 1) return;
         const Span rows = inputs_of(conv.h, next.rows), columns = inputs_of(conv.w, next.columns);
         const bool line = tiling.height == 1;
@@ -208,8 +209,8 @@ struct Fwd {
         const int64_t to = smaller(conv.h.in, rows.end()), left = line ? larger<int64_t>(0, columns.first) : 0;
         const int64_t width = line ? smaller(conv.w.in, columns.end()) - left : conv.w.in;
         const S *x = static_cast<const S*>(args.x), *residual = static_cast<const S*>(args.residual);
-        prefetch.add(x + ((next.image * conv.h.in + from) * conv.w.in + left) * conv.c, (to - from) * width * conv.c * sizeof(S), blocks);
-        if (residual) prefetch.add(residual + place(next) * conv.k, next.rows.count * next.columns.count * conv.k * sizeof(S), blocks);
+        prefetch.add(x + ((next.image * conv.h.in + from) * conv.w.in + left) * conv.c, (to - from) * width * conv.c * sizeof(S));
+        if (residual) prefetch.add(residual + place(next) * conv.k, next.rows.count * next.columns.count * conv.k * sizeof(S));
     }
 };
 

@@ -8,29 +8,6 @@ namespace fused_preact::FUSED_PREACT_ISA {
 
 constexpr int64_t CHUNK = 8 * ROWS;
 
-// Lines of the next tile's inputs, fetched into L2 a few at a time while this tile computes.
-struct Prefetch {
-    static constexpr int STREAMS = 5;
-    const char* at[STREAMS];
-    int64_t left[STREAMS], step[STREAMS];
-    int streams = 0;
-
-    INLINE void add(const void* p, int64_t bytes, int64_t blocks) {
-        if (!p || bytes <= 0) return;
-        at[streams] = static_cast<const char*>(p);
-        left[streams] = ceil_div(bytes, 64);
-        step[streams] = ceil_div(left[streams], larger<int64_t>(blocks, 1));
-        ++streams;
-    }
-    INLINE void advance() {
-        for (int s = 0; s < streams; ++s) {
-            int64_t n = smaller(step[s], left[s]);
-            for (int64_t i = 0; i < n; ++i, at[s] += 64) __builtin_prefetch(at[s], 0, 2);
-            left[s] -= n;
-        }
-    }
-};
-
 template <class E>
 struct Gemm {
     const E* plane;
@@ -39,6 +16,12 @@ struct Gemm {
     int count;
     int64_t depth;  // of all segments, elements
     bool three_taps;
+
+    // How often run() advances a prefetch.
+    INLINE int64_t advances(int64_t lanes, int64_t pixels) const {
+        if (three_taps) return ceil_div(pixels, 2 * ROWS) * count;
+        return panels(lanes, PANEL<wide<E>>) * ceil_div(pixels, ROWS) * (depth / (PREFETCH_STEPS * PAIR<E>));
+    }
 
     // finish.template operator()<NV>(first lane, first pixel, pixels, tile) for all lanes and pixels.
     template <class Finish>
@@ -62,18 +45,14 @@ struct Gemm {
             int64_t n = smaller(CHUNK, pixels.count - first);
             if constexpr (NV == 1 && W == CHANNEL_PAD) {
                 if (three_taps) {
-                    for (int64_t r = 0; r < n; r += 2 * ROWS) {
-                        three_taps_block<E, 2 * ROWS, CHANNEL_PAD>(plane, pixels.plane[first + r], segments, count, w, tile + r * W);
-                        prefetch.advance();
-                    }
+                    for (int64_t r = 0; r < n; r += 2 * ROWS)
+                        three_taps_block<E, 2 * ROWS, CHANNEL_PAD>(plane, pixels.plane[first + r], segments, count, w, tile + r * W, prefetch);
                     finish.template operator()<NV>(lane, first, n, tile);
                     continue;
                 }
             }
-            for (int64_t r = 0; r < n; r += ROWS) {
-                rows_block<E, NV>(plane, pixels.plane + first + r, segments, count, w, tile + r * NV * W);
-                prefetch.advance();
-            }
+            for (int64_t r = 0; r < n; r += ROWS)
+                rows_block<E, NV>(plane, pixels.plane + first + r, segments, count, w, tile + r * NV * W, prefetch);
             finish.template operator()<NV>(lane, first, n, tile);
         }
     }

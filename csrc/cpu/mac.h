@@ -6,7 +6,7 @@
 //
 // A step of the reduction is one element E, for bfloat16 a pair of them (vdpbf16ps).
 #pragma once
-#include "vec.h"
+#include "prefetch.h"
 
 namespace fused_preact::FUSED_PREACT_ISA {
 
@@ -46,7 +46,8 @@ INLINE void spill(Vec<A> (&acc)[NR][NV], A* tile, bool fresh) {
 
 // tile[r][lane] = sum over segments: plane[rows[r] + offset + step] * weights[step][lane]
 template <class E, int NV>
-INLINE void rows_block(const E* plane, const int32_t* rows, const Segment* segments, int count, const E* weights, wide<E>* tile) {
+KERNEL void rows_block(const E* plane, const int32_t* rows, const Segment* segments, int count, const E* weights, wide<E>* tile,
+                       Prefetch& prefetch) {
     constexpr int W = LANES<wide<E>>;
     Vec<wide<E>> acc[ROWS][NV] = {};
     bool fresh = true;
@@ -54,9 +55,12 @@ INLINE void rows_block(const E* plane, const int32_t* rows, const Segment* segme
         const E* a[ROWS];
         UNROLL for (int r = 0; r < ROWS; ++r) a[r] = plane + rows[r] + segments[s].offset;
         int64_t n = int64_t(segments[s].steps) * PAIR<E>;
-        for (int64_t k = 0; k < n; k += PAIR<E>, weights += NV * W * PAIR<E>)
-            UNROLL for (int r = 0; r < ROWS; ++r)
-                UNROLL for (int v = 0; v < NV; ++v) acc[r][v] = mac(acc[r][v], a[r] + k, weights + v * W * PAIR<E>);
+        for (int64_t k = 0; k < n;) {
+            prefetch.advance();
+            for (const int64_t end = k + PREFETCH_STEPS * PAIR<E>; k < end; k += PAIR<E>, weights += NV * W * PAIR<E>)
+                UNROLL for (int r = 0; r < ROWS; ++r)
+                    UNROLL for (int v = 0; v < NV; ++v) acc[r][v] = mac(acc[r][v], a[r] + k, weights + v * W * PAIR<E>);
+        }
         chain += segments[s].steps;
         if (chain >= CHAIN && s + 1 < count) {
             spill(acc, tile, fresh);
@@ -70,10 +74,12 @@ INLINE void rows_block(const E* plane, const int32_t* rows, const Segment* segme
 // One vector of lanes starves on broadcasts. Where three taps of a row read neighbouring pixels, each broadcast serves three of them:
 // pixel p is tap 0 of row p, tap 1 of row p - 1, tap 2 of row p - 2. Pixels lie PITCH elements apart, a segment is one kernel row.
 template <class E, int NR, int PITCH>
-INLINE void three_taps_block(const E* plane, int32_t row, const Segment* segments, int count, const E* weights, wide<E>* tile) {
+KERNEL void three_taps_block(const E* plane, int32_t row, const Segment* segments, int count, const E* weights, wide<E>* tile,
+                             Prefetch& prefetch) {
     constexpr int W = LANES<wide<E>>, STEP = W * PAIR<E>, TAP = PITCH / PAIR<E> * STEP;
     Vec<wide<E>> acc[NR] = {};
     for (int s = 0; s < count; ++s, weights += 2 * TAP) {
+        prefetch.advance();
         const E* a = plane + row + segments[s].offset;
         for (int k = 0; k < PITCH; k += PAIR<E>, a += PAIR<E>, weights += STEP)
             UNROLL for (int p = 0; p < NR + 2; ++p) {
@@ -86,13 +92,29 @@ INLINE void three_taps_block(const E* plane, int32_t row, const Segment* segment
     UNROLL for (int r = 0; r < NR; ++r) store(tile + r * W, acc[r]);
 }
 
-// acc[r][lane] += sum over pixels: a[pixel][r] * b[pixel][lane]
+// Rows of pixels in a plane, from a channel on.
+template <class E>
+struct PixelRows {
+    const E* data;
+    int64_t pitch, row;
+};
+
+// sums[r][lane] (+)= sum over pixels: a[pixel][r] * b[pixel][lane]; rows of sums are `apart` elements apart, fresh ones are overwritten.
 template <class E, int NR, int NV>
-INLINE void pixels_run(Vec<wide<E>> (&acc)[NR][NV], const E* a, int64_t a_pitch, const E* b, int64_t b_pitch, int64_t pixels) {
-    constexpr int STEP = LANES<wide<E>> * PAIR<E>;
-    for (int64_t i = 0; i < pixels; ++i, a += a_pitch, b += b_pitch)
-        UNROLL for (int r = 0; r < NR; ++r)
-            UNROLL for (int v = 0; v < NV; ++v) acc[r][v] = mac(acc[r][v], a + r * PAIR<E>, b + v * STEP);
+KERNEL void pixels_block(PixelRows<E> a, PixelRows<E> b, int64_t rows, int64_t pixels, wide<E>* sums, int64_t apart, bool fresh) {
+    constexpr int W = LANES<wide<E>>;
+    Vec<wide<E>> acc[NR][NV] = {};
+    for (int64_t i = 0; i < rows; ++i) {
+        const E *p = a.data + i * a.row, *q = b.data + i * b.row;
+        for (int64_t j = 0; j < pixels; ++j, p += a.pitch, q += b.pitch)
+            UNROLL for (int r = 0; r < NR; ++r)
+                UNROLL for (int v = 0; v < NV; ++v) acc[r][v] = mac(acc[r][v], p + r * PAIR<E>, q + v * W * PAIR<E>);
+    }
+    UNROLL for (int r = 0; r < NR; ++r)
+        UNROLL for (int v = 0; v < NV; ++v) {
+            wide<E>* to = sums + r * apart + v * W;
+            store(to, fresh ? acc[r][v] : load(to) + acc[r][v]);
+        }
 }
 
 }  // namespace fused_preact::FUSED_PREACT_ISA

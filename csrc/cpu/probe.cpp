@@ -24,11 +24,12 @@ double probe(int threads, double seconds) {
         int32_t offsets[ROWS];
         for (int r = 0; r < ROWS; ++r) offsets[r] = r * PITCH;
         const Segment segment{0, STEPS};
+        Prefetch nothing;
         const double start = omp_get_wtime();
         int64_t blocks = 0;
         do {
             for (int i = 0; i < 64; ++i, ++blocks) {
-                rows_block<E, COLUMNS>(rows, offsets, &segment, 1, weights, tile);
+                rows_block<E, COLUMNS>(rows, offsets, &segment, 1, weights, tile, nothing);
                 // The compiler can't know what they hold, nor that nobody reads the result.
                 asm volatile("" ::"r"(rows), "r"(weights), "r"(tile) : "memory");
             }

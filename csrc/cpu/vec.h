@@ -6,6 +6,8 @@
 #endif
 
 #define INLINE inline __attribute__((always_inline))
+// A function of its own, so that its accumulators have all registers.
+#define KERNEL inline __attribute__((noinline))
 #define UNROLL _Pragma("GCC unroll 32")
 
 namespace fused_preact::FUSED_PREACT_ISA {

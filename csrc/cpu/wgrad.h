@@ -66,19 +66,9 @@ struct WeightGradient {
 
     template <int NV>
     void column(A* buffer, Share slice, bool fresh, const Plane<E>& rows_of, const Plane<E>& lanes_of, int64_t lane, const Tile& tile) const {
-        constexpr int W = LANES<A>;
-        for (int64_t row = slice.begin; row < slice.end; row += WGRAD_ROWS) {
-            Vec<A> acc[WGRAD_ROWS][NV] = {};
-            for (int64_t i = 0; i < tile.rows.count; ++i)
-                pixels_run<E, WGRAD_ROWS, NV>(acc, rows_of.data + i * rows_of.row + row, rows_of.pitch, lanes_of.data + i * lanes_of.row + lane,
-                                              lanes_of.pitch, tile.columns.count);
-            A* to = buffer + (row - slice.begin) * pitch + lane;
-            UNROLL for (int r = 0; r < WGRAD_ROWS; ++r)
-                UNROLL for (int v = 0; v < NV; ++v) {
-                    A* p = to + r * pitch + v * W;
-                    store(p, fresh ? acc[r][v] : load(p) + acc[r][v]);
-                }
-        }
+        for (int64_t row = slice.begin; row < slice.end; row += WGRAD_ROWS)
+            pixels_block<E, WGRAD_ROWS, NV>({rows_of.data + row, rows_of.pitch, rows_of.row}, {lanes_of.data + lane, lanes_of.pitch, lanes_of.row},
+                                            tile.rows.count, tile.columns.count, buffer + (row - slice.begin) * pitch + lane, pitch, fresh);
     }
 
     // Rows `slice` of the sum of `count` buffers, `apart` elements apart, into a weight of the given strides (k, c, h, w).
