@@ -23,6 +23,11 @@ template <class S, int NV, bool TAIL, bool STREAM>
 INLINE void finish_rows(const Outgoing<S>& out, const wide<S>* tile, const int32_t* pixels, int64_t rows, int64_t channel, bool opening) {
     using A = wide<S>;
     constexpr int W = LANES<A>;
+    // Copies, because for all the compiler knows a store could change what `out` points to.
+    S* const y = out.y;
+    const S* const residual = out.residual;
+    const int64_t pitch = out.pitch;
+    const bool counts = out.moments;
     int lanes[NV];
     Vec<A> bias[NV] = {}, shift[NV] = {}, sum[2][NV] = {}, square[2][NV] = {};
     UNROLL for (int v = 0; v < NV; ++v) {
@@ -32,10 +37,10 @@ INLINE void finish_rows(const Outgoing<S>& out, const wide<S>* tile, const int32
     }
     auto value_at = [&](int64_t r, int v, int64_t at) __attribute__((always_inline)) {
         Vec<A> value = load(tile + (r * NV + v) * W) + bias[v];
-        if (out.residual) value += load_lanes<TAIL>(out.residual + at, lanes[v]);
+        if (residual) value += load_lanes<TAIL>(residual + at, lanes[v]);
         return value;
     };
-    auto place = [&](int64_t r, int v) __attribute__((always_inline)) { return int64_t(pixels[r]) * out.pitch + channel + v * W; };
+    auto place = [&](int64_t r, int v) __attribute__((always_inline)) { return int64_t(pixels[r]) * pitch + channel + v * W; };
     if (out.moments && opening) {
         for (int64_t r = 0; r < rows; ++r)
             UNROLL for (int v = 0; v < NV; ++v) shift[v] += value_at(r, v, place(r, v));
@@ -46,10 +51,10 @@ INLINE void finish_rows(const Outgoing<S>& out, const wide<S>* tile, const int32
             const int64_t at = place(r, v);
             const Vec<A> value = value_at(r, v, at);
             if constexpr (STREAM)
-                stream(out.y + at, value);
+                stream(y + at, value);
             else
-                store_lanes<TAIL>(out.y + at, value, lanes[v]);
-            if (out.moments) {
+                store_lanes<TAIL>(y + at, value, lanes[v]);
+            if (counts) {
                 const Vec<A> d = rounded<S>(value) - shift[v];
                 sum[P][v] += d;
                 square[P][v] += d * d;

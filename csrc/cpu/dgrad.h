@@ -85,6 +85,10 @@ INLINE void leave_rows(const Leaving<S>& to, const wide<S>* tile, const int32_t*
     using A = wide<S>;
     constexpr int W = LANES<A>;
     const Vec<A> threshold = broadcast(to.norm.threshold);
+    // Copies, because for all the compiler knows a store could change what `to` points to.
+    const S *const xs = to.x, *const add_dz = to.add_dz, *const residual_grad = to.residual_grad;
+    S* const out = to.out;
+    const int64_t pitch = to.pitch;
     int lanes[NV];
     Vec<A> mean[NV], scale[NV], beta[NV], a[NV], b[NV], centre[NV], c[NV], sum[2][NV] = {}, product[2][NV] = {};
     UNROLL for (int v = 0; v < NV; ++v) {
@@ -104,25 +108,25 @@ INLINE void leave_rows(const Leaving<S>& to, const wide<S>* tile, const int32_t*
     }
     alternate(rows, [&]<int P>(int64_t r) __attribute__((always_inline)) {
         UNROLL for (int v = 0; v < NV; ++v) {
-            const int64_t at = int64_t(pixels[r]) * to.pitch + channel + v * W;
+            const int64_t at = int64_t(pixels[r]) * pitch + channel + v * W;
             Vec<A> g = load(tile + (r * NV + v) * W);
-            if (to.add_dz) g += load_lanes<TAIL>(to.add_dz + at, lanes[v]);
+            if (add_dz) g += load_lanes<TAIL>(add_dz + at, lanes[v]);
             if constexpr (EMIT != Emit::dz) {
-                const Vec<A> x = load_lanes<TAIL>(to.x + at, lanes[v]);
+                const Vec<A> x = load_lanes<TAIL>(xs + at, lanes[v]);
                 g = normalised(x, mean[v], scale[v], beta[v]) <= threshold ? Vec<A>{} : g;
                 g = rounded<S>(g);
                 sum[P][v] += g;
                 product[P][v] += g * (x - mean[v]);
                 if constexpr (EMIT == Emit::dx) {
                     g = a[v] * g + ((x - centre[v]) * b[v] + c[v]);
-                    if (to.residual_grad) g += load_lanes<TAIL>(to.residual_grad + at, lanes[v]);
+                    if (residual_grad) g += load_lanes<TAIL>(residual_grad + at, lanes[v]);
                 }
             }
             if constexpr (EMIT != Emit::sums) {
                 if constexpr (STREAM)
-                    stream(to.out + at, g);
+                    stream(out + at, g);
                 else
-                    store_lanes<TAIL>(to.out + at, g, lanes[v]);
+                    store_lanes<TAIL>(out + at, g, lanes[v]);
             }
         }
     });

@@ -121,6 +121,8 @@ void receive(const Incoming<S>& in, int64_t at, int64_t pitch, E* plane, int64_t
              int64_t padded_channels, bool write) {
     using A = wide<S>;
     constexpr int W = LANES<A>;
+    const S *const dy = in.dy, *const x = in.x, *const add = in.add;
+    S* const out = write ? in.out : nullptr;
     channel_groups<A>(channels, [&]<int NV, bool TAIL>(int64_t ch, int lanes) __attribute__((always_inline)) {
         Vec<A> a[NV], b[NV], mean[NV], c[NV];
         if constexpr (DEFERRED) UNROLL for (int v = 0; v < NV; ++v) {
@@ -133,13 +135,13 @@ void receive(const Incoming<S>& in, int64_t at, int64_t pitch, E* plane, int64_t
         E* to = plane + ch;
         for (int64_t i = 0; i < count; ++i, from += pitch, to += plane_pitch)
             UNROLL for (int v = 0; v < NV; ++v) {
-                Vec<A> d = load_lanes<TAIL>(in.dy + from + v * W, lanes);
+                Vec<A> d = load_lanes<TAIL>(dy + from + v * W, lanes);
                 if constexpr (DEFERRED) {
-                    d = a[v] * d + ((load_lanes<TAIL>(in.x + from + v * W, lanes) - mean[v]) * b[v] + c[v]);
-                    if (in.add) d += load_lanes<TAIL>(in.add + from + v * W, lanes);
+                    d = a[v] * d + ((load_lanes<TAIL>(x + from + v * W, lanes) - mean[v]) * b[v] + c[v]);
+                    if (add) d += load_lanes<TAIL>(add + from + v * W, lanes);
                 }
                 store(to + v * W, d);
-                if (write) store_lanes<TAIL>(in.out + from + v * W, d, lanes);
+                if (out) store_lanes<TAIL>(out + from + v * W, d, lanes);
             }
     });
     int64_t end = round_up(channels, W);
