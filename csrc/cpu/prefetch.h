@@ -1,0 +1,43 @@
+// The next tile's inputs, fetched into L2 while this tile computes: a few lines at a time, since a burst would fill the queue of misses.
+#pragma once
+#include "vec.h"
+
+namespace fused_preact::FUSED_PREACT_ISA {
+
+// The micro-kernels advance once in so many steps.
+constexpr int PREFETCH_STEPS = 8;
+
+class Prefetch {
+  public:
+    INLINE void add(const void* p, int64_t bytes) {
+#ifdef NOPF
+        return;
+#endif
+        if (!p || bytes <= 0 || count_ == STREAMS) return;
+        streams_[count_++] = {static_cast<const char*>(p), ceil_div(bytes, LINE)};
+        lines_ += ceil_div(bytes, LINE);
+    }
+    // Everything that was added goes into so many advances.
+    INLINE void spread(int64_t advances) { step_ = ceil_div(lines_, larger<int64_t>(advances, 1)); }
+
+    INLINE void advance() {
+        for (int64_t i = 0; i < step_ && current_ < count_; ++i) {
+            Stream& s = streams_[current_];
+            __builtin_prefetch(s.at, 0, 2);
+            s.at += LINE;
+            if (--s.left == 0) ++current_;
+        }
+    }
+
+  private:
+    static constexpr int STREAMS = 5, LINE = 64;
+    struct Stream {
+        const char* at;
+        int64_t left;
+    };
+    Stream streams_[STREAMS];
+    int64_t lines_ = 0, step_ = 0;
+    int count_ = 0, current_ = 0;
+};
+
+}  // namespace fused_preact::FUSED_PREACT_ISA
