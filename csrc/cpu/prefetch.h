@@ -10,9 +10,6 @@ constexpr int PREFETCH_STEPS = 8;
 class Prefetch {
   public:
     INLINE void add(const void* p, int64_t bytes) {
-#ifdef NOPF
-        return;
-#endif
         if (!p || bytes <= 0 || count_ == STREAMS) return;
         streams_[count_++] = {static_cast<const char*>(p), ceil_div(bytes, LINE)};
         lines_ += ceil_div(bytes, LINE);

@@ -41,7 +41,7 @@ constexpr int64_t L1_BYTES = 48 << 10, L2_BYTES = 512 << 10;
 // not stay in L2, larger tiles use them more often.
 INLINE Tiling tiling_of(const Conv& conv, int64_t plane_bytes, int64_t weights, int threads) {
     bool big = weights > L2_BYTES / 2;
-    int64_t budget = big ? L2_BYTES : L1_BYTES, most = big ? 256 : conv.h.out == 1 ? MOST1 : 256;
+    int64_t budget = big ? L2_BYTES : L1_BYTES, most = big ? 256 : conv.h.out == 1 ? 128 : 256;
     int64_t columns = conv.w.out, rows = 1;
     if (conv.h.out == 1 || columns > 256) {
         int64_t pixels = larger<int64_t>(32, smaller(most, budget / plane_bytes / 8 * 8));
