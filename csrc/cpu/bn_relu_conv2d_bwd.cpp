@@ -12,14 +12,19 @@ template <class S, class E>
 struct Scratch {
     using A = wide<S>;
     E *z, *dy;
+    // Where the reduction over pixels takes pairs of them: z once for each tap of a kernel row.
+    E *z_pairs, *dy_pairs;
     A *tile, *dweight;
     double* dbias;
     Sums<A> sums;
     Arena pixels;  // tables of the phases follow
 
-    Scratch(Arena& arena, int64_t z_elements, int64_t dy_elements, int64_t dweight_elements, int64_t c, int64_t k)
+    Scratch(Arena& arena, int64_t z_elements, int64_t dy_elements, int64_t z_pair_elements, int64_t dy_pair_elements, int64_t dweight_elements,
+            int64_t c, int64_t k)
         : z(arena.take<E>(z_elements)),
           dy(arena.take<E>(dy_elements)),
+          z_pairs(arena.take<E>(z_pair_elements)),
+          dy_pairs(arena.take<E>(dy_pair_elements)),
           tile(arena.take<A>(CHUNK * PANEL<A>)),
           dweight(arena.take<A>(dweight_elements)),
           dbias(arena.take<double>(padded(k))),
@@ -92,7 +97,10 @@ struct Bwd {
     }
 
     Scratch<S, E> scratch(Arena& arena) const {
+        const bool pairs = weights && PAIR<E> == 2;
+        const int64_t row_pairs = pairs ? 2 * ceil_div(tiling.columns, 2) : 0;
         return {arena, weights ? z.elements(z_rows, z_columns, z.pitch) : 0, dy.elements(dy_rows, dy_columns, dy.pitch),
+                z_rows.span.count * row_pairs * conv.w.kernel * padded(c), tiling.rows * row_pairs * padded(k),
                 weights ? wgrad.buffer_elements(args.threads) : 0, c, k};
     }
     Scratch<S, E> scratch(int thread) const {
@@ -143,7 +151,7 @@ struct Bwd {
             if (inputs) input_gradient(tile, group, norm, own, tables, prefetch);
             if (weights && fused) {
                 const Plane<E> z_plane = fill_z(tile, group, norm, own, {0, c, true});
-                wgrad.add(own.dweight, {wgrad.row_depth, 0, 1}, i == share.begin, z_plane, z_columns, dy_plane, conv, tile);
+                add_weights(own, {wgrad.row_depth, 0, 1}, i == share.begin, z_plane, {0, c, true}, dy_plane, {0, k, true}, tile);
             }
         }
     }
@@ -227,6 +235,38 @@ struct Bwd {
         }
     }
 
+    // A tile's share of dweight, from the channels that the planes hold.
+    void add_weights(Scratch<S, E>& own, Share slice, bool fresh, const Plane<E>& z_plane, [[maybe_unused]] Fill z_part,
+                     const Plane<E>& dy_plane, [[maybe_unused]] Fill dy_part, const Tile& tile) const {
+#if defined(__AVX512BF16__)
+        if constexpr (PAIR<E> == 2) return add_weights_of_pairs(own, slice, fresh, z_plane, z_part, dy_plane, dy_part, tile);
+#endif
+        const bool dense = conv.w.stride == 1 && conv.w.dilation == 1 && z_plane.pitch == wgrad.lane_depth;
+        wgrad.add(own.dweight, slice, fresh, {z_plane.data, z_plane.pitch, conv.h.stride * z_plane.row}, {dy_plane.data, dy_plane.pitch, dy_plane.row},
+                  dense, conv, tile.rows.count, tile.columns.count, [&](int64_t r, int64_t s) { return place(z_plane, r, s); });
+    }
+
+    // What tap (r, s) reads, from what tap (0, 0) does.
+    int64_t place(const Plane<E>& plane, int64_t r, int64_t s) const { return plane.tap(z_columns, r * conv.h.dilation, s * conv.w.dilation); }
+
+#if defined(__AVX512BF16__)
+    void add_weights_of_pairs(Scratch<S, E>& own, Share slice, bool fresh, const Plane<E>& z_plane, Fill z_part, const Plane<E>& dy_plane,
+                              Fill dy_part, const Tile& tile) const {
+        const int64_t rows = tile.rows.count, pixels = tile.columns.count, pairs = ceil_div(pixels, 2);
+        const int64_t tap = 2 * padded(c), z_pitch = conv.w.kernel * tap, z_row = pairs * z_pitch, dy_pitch = 2 * padded(k), dy_row = pairs * dy_pitch;
+        const int64_t inputs = inputs_of(conv.h, tile.rows).count;
+        for (int64_t j = 0; j < inputs; ++j)
+            for (int64_t s = 0; z_rows.needed(j % conv.h.stride) && s < conv.w.kernel; ++s)
+                pair_pixels(z_plane.data + j * z_plane.row + place(z_plane, 0, s) + z_part.first, z_plane.pitch, pixels, padded(z_part.count),
+                            own.z_pairs + j * z_row + s * tap + 2 * z_part.first, z_pitch);
+        for (int64_t i = 0; i < rows; ++i)
+            pair_pixels(dy_plane.data + i * dy_plane.row + dy_part.first, dy_plane.pitch, pixels, padded(dy_part.count),
+                        own.dy_pairs + i * dy_row + 2 * dy_part.first, dy_pitch);
+        wgrad.add(own.dweight, slice, fresh, {own.z_pairs, z_pitch, conv.h.stride * z_row}, {own.dy_pairs, dy_pitch, dy_row}, true, conv, rows, pairs,
+                  [&](int64_t r, int64_t s) { return r * conv.h.dilation * z_row + s * tap; });
+    }
+#endif
+
     void add_bias(const Plane<E>& plane, const Tile& tile, Scratch<S, E>& own) const {
         for (int64_t ch = 0; ch < k; ++ch) {
             double sum = 0;
@@ -251,7 +291,7 @@ struct Bwd {
             const Tile tile = tiling[i];
             const Plane<E> dy_plane = fill_dy(tile, group, own, wgrad.over_c ? part : all);
             const Plane<E> z_plane = fill_z(tile, group, norm, own, wgrad.over_c ? all : part);
-            wgrad.add(own.dweight, slice, i == 0, z_plane, z_columns, dy_plane, conv, tile);
+            add_weights(own, slice, i == 0, z_plane, wgrad.over_c ? all : part, dy_plane, wgrad.over_c ? part : all, tile);
         }
         wgrad.write(dweight, conv.weight_strides, conv, own.dweight, 1, 0, slice, slice.begin);
     }
@@ -305,7 +345,7 @@ Status launch_bn_relu_conv2d_bwd(const BnReluConv2dBwd& args) {
         case Dtype::float64:
             return run<double, double>(args);
         case Dtype::bfloat16:
-            return run<bf16, float>(args);
+            return run<bf16, paired>(args);
     }
     return {"unknown dtype"};
 }

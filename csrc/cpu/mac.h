@@ -120,6 +120,8 @@ template <class E>
 struct PixelRows {
     const E* data;
     int64_t pitch, row;
+
+    INLINE PixelRows from(int64_t channel) const { return {data + channel * PAIR<E>, pitch, row}; }
 };
 
 // sums[r][lane] (+)= sum over pixels: a[pixel][r] * b[pixel][lane]; rows of sums are `apart` elements apart, fresh ones are overwritten.

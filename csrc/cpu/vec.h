@@ -127,6 +127,16 @@ INLINE void store(S* p, Vec<wide<S>> v, int n) {
 }
 #endif
 
+#if defined(__AVX512BF16__)
+// 16 channels of a pixel, and of two pixels channel by channel.
+typedef uint16_t Quarter __attribute__((vector_size(32)));
+typedef uint16_t Pairs __attribute__((vector_size(64)));
+INLINE Pairs interleaved(Quarter a, Quarter b) {
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14,
+                                   30, 15, 31);
+}
+#endif
+
 // Past the caches: for tensors that will not be read while they are in one. p is aligned to the vector.
 template <class S>
 INLINE void stream(S* p, Vec<wide<S>> v) {

@@ -43,32 +43,30 @@ struct WeightGradient {
         return (sliced ? ceil_div(blocks, threads) : blocks) * WGRAD_ROWS * pitch;
     }
 
-    // Add a tile to rows `slice` of the buffer (or, fresh, set them). dy and z point to the tile's first output pixel, and what tap 0 of it
-    // reads.
-    void add(A* buffer, Share slice, bool fresh, const Plane<E>& z, const Window& w, const Plane<E>& dy, const Conv& conv, const Tile& tile) const {
-        // Taps that read neighbouring pixels of dense channels lie side by side in z: their lanes are one range.
-        const bool dense = over_c && w.stride == 1 && w.dilation == 1 && z.pitch == lane_depth;
-        const int64_t across = dense ? 1 : conv.w.kernel, width = dense ? conv.w.kernel * lane_depth : lane_depth;
+    // Add a tile to rows `slice` of the buffer (or, fresh, set them). dy and z: what the tile's first output has and what tap (0, 0) of it
+    // reads; offset(r, s): from there to what tap (r, s) reads. dense: the taps of a kernel row lie side by side in z, all of their lanes
+    // one range.
+    template <class Offset>
+    void add(A* buffer, Share slice, bool fresh, PixelRows<E> z, PixelRows<E> dy, bool dense, const Conv& conv, int64_t rows_, int64_t pixels,
+             Offset&& offset) const {
+        const bool ranged = dense && over_c;
+        const int64_t across = ranged ? 1 : conv.w.kernel, width = ranged ? conv.w.kernel * lane_depth : lane_depth;
         for (int64_t r = 0, strip = 0; r < conv.h.kernel; ++r)
             for (int64_t s = 0; s < across; ++s, ++strip) {
-                Plane<E> shifted = z;
-                shifted.data += z.tap(w, r * conv.h.dilation, s * conv.w.dilation);
-                shifted.row *= conv.h.stride;
-                const Plane<E>&row_side = over_c ? dy : shifted, &lane_side = over_c ? shifted : dy;
+                PixelRows<E> shifted = z;
+                shifted.data += offset(r, s);
+                const PixelRows<E>&row_side = over_c ? dy : shifted, &lane_side = over_c ? shifted : dy;
+                auto columns = [&]<int NV>(int64_t lane) {
+                    for (int64_t row = slice.begin; row < slice.end; row += WGRAD_ROWS)
+                        pixels_block<E, WGRAD_ROWS, NV>(row_side.from(row), lane_side.from(lane), rows_, pixels,
+                                                        buffer + (row - slice.begin) * pitch + strip * width + lane, pitch, fresh);
+                };
                 int64_t lane = 0;
-                for (; lane + 3 * LANES<A> <= width && WGRAD_ROWS == 8 && width % (2 * LANES<A>); lane += 3 * LANES<A>)
-                    column<3>(buffer + strip * width, slice, fresh, row_side, lane_side, lane, tile);
-                for (; lane + 2 * LANES<A> <= width; lane += 2 * LANES<A>)
-                    column<2>(buffer + strip * width, slice, fresh, row_side, lane_side, lane, tile);
-                for (; lane < width; lane += LANES<A>) column<1>(buffer + strip * width, slice, fresh, row_side, lane_side, lane, tile);
+                if (WGRAD_ROWS == 8 && width % (2 * LANES<A>))
+                    for (; lane + 3 * LANES<A> <= width; lane += 3 * LANES<A>) columns.template operator()<3>(lane);
+                for (; lane + 2 * LANES<A> <= width; lane += 2 * LANES<A>) columns.template operator()<2>(lane);
+                for (; lane < width; lane += LANES<A>) columns.template operator()<1>(lane);
             }
-    }
-
-    template <int NV>
-    void column(A* buffer, Share slice, bool fresh, const Plane<E>& rows_of, const Plane<E>& lanes_of, int64_t lane, const Tile& tile) const {
-        for (int64_t row = slice.begin; row < slice.end; row += WGRAD_ROWS)
-            pixels_block<E, WGRAD_ROWS, NV>({rows_of.data + row, rows_of.pitch, rows_of.row}, {lanes_of.data + lane, lanes_of.pitch, lanes_of.row},
-                                            tile.rows.count, tile.columns.count, buffer + (row - slice.begin) * pitch + lane, pitch, fresh);
     }
 
     // Rows `slice` of the sum of `count` buffers, `apart` elements apart, into a weight of the given strides (k, c, h, w).
@@ -87,5 +85,22 @@ struct WeightGradient {
             }
     }
 };
+
+#if defined(__AVX512BF16__)
+// Pixels 2*i and 2*i + 1 of a row with their channels side by side, as the reduction over pairs of pixels wants them. The row ends with a
+// zero where `count` is odd.
+template <class E>
+void pair_pixels(const E* row, int64_t pitch, int64_t count, int64_t channels, E* pairs, int64_t pairs_pitch) {
+    static_assert(sizeof(E) == 2);
+    for (int64_t i = 0; i < count; i += 2, row += 2 * pitch, pairs += pairs_pitch)
+        for (int64_t c = 0; c < channels; c += CHANNEL_PAD) {
+            Quarter first, second = {};
+            __builtin_memcpy(&first, row + c, sizeof first);
+            if (i + 1 < count) __builtin_memcpy(&second, row + pitch + c, sizeof second);
+            const auto both = interleaved(first, second);
+            __builtin_memcpy(pairs + 2 * c, &both, sizeof both);
+        }
+}
+#endif
 
 }  // namespace fused_preact::FUSED_PREACT_ISA

@@ -1,11 +1,14 @@
 """Bytes of a training step: what forward keeps for backward, and the peak."""
 
+import contextlib
 import os
 import weakref
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+
+from fused_preact.backends import backend
 
 
 def saved_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
@@ -71,7 +74,9 @@ def _cpu_rise(step: Callable[[], object]) -> int:
 
     # Kineto announces its start and stop on stderr, and reads this once.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    # The cpu backend keeps memory of its own, which the profiler does not see.
+    seen = getattr(backend("cpu"), "allocated_by_torch", contextlib.nullcontext)
+    with seen(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
     allocations, todo = [], list(profile.profiler.kineto_results.experimental_event_tree())
     while todo:

@@ -8,9 +8,13 @@ import torch
 
 from fused_preact.backends import available_backends, backend
 from fused_preact.backends.records import Case, Conv
+from tests.testing.isas import register_instruction_sets
 
 BACKENDS = [name for name, reason in available_backends().items() if reason is None]
+# The cpu backend on every instruction set that this machine has; by itself it runs the last.
+INSTRUCTION_SETS = register_instruction_sets() if "cpu" in BACKENDS else []
 DTYPES = {
+    **dict.fromkeys(INSTRUCTION_SETS, (torch.float32, torch.bfloat16, torch.float64)),
     "cpu": (torch.float32, torch.bfloat16, torch.float64),
     "eager": (torch.float32, torch.bfloat16, torch.float64),
     "triton": (torch.float32, torch.bfloat16, torch.float16),
@@ -76,7 +80,7 @@ LAYERS = [
 
 def emulated(backend: str) -> bool:
     """Whether a GPU's backend runs in an interpreter or simulator: every operation counts, so options are combined and not crossed."""
-    return backend not in ("cpu", "eager") and device_of(backend) == "cpu"
+    return backend in ("cuda", "triton") and device_of(backend) == "cpu"
 
 
 def every_case(
@@ -88,11 +92,13 @@ def every_case(
 ) -> pytest.MarkDecorator:
     """Parametrise by backend, dtype, case and the options `names`: those `crossed`, for an emulated backend those `combined`.
 
+    The cpu backend comes once more for each instruction set, with those combined.
+
     dtypes: all that an emulated backend runs with, if not all that it has.
     """
     params = []
-    for name in BACKENDS:
-        options = combined if emulated(name) else crossed
+    for name in [*BACKENDS, *INSTRUCTION_SETS]:
+        options = combined if emulated(name) or name in INSTRUCTION_SETS else crossed
         for dtype in [d for d in DTYPES[name] if not (emulated(name) and dtypes) or d in dtypes]:
             for case in cases:
                 if case.refusal(name, dtype) is None:

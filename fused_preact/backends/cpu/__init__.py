@@ -40,4 +40,5 @@ def why_not(case: Case) -> str | None:
 if _REASON is None:
     from fused_preact.backends.cpu.bn import bn_bwd, bn_coeffs, bn_finalize, bn_finalize_update, bn_merge, bn_relu, bn_relu_bwd, bn_stats
     from fused_preact.backends.cpu.conv import bn_relu_conv2d_bwd, bn_relu_conv2d_fwd
+    from fused_preact.backends.cpu.launch import allocated_by_torch
     from fused_preact.backends.cpu.unit import unit_bwd, unit_fwd, unit_recompute, why_not_unit

@@ -1,8 +1,9 @@
 """How a native kernel is called: addresses, sizes, threads, and a workspace that is kept from call to call."""
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -63,11 +64,25 @@ def vector(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 # Below, malloc's own pools are as good.
 POOLED_BYTES = 1 << 18
 
+_pooled = True
+
+
+@contextlib.contextmanager
+def allocated_by_torch() -> Iterator[None]:
+    """Inside, all memory comes from torch's allocator, scratch too: slower, but torch's profiler sees it. Process-wide."""
+    global _pooled
+    _workspace.__init__()
+    before, _pooled = _pooled, False
+    try:
+        yield
+    finally:
+        _pooled = before
+
 
 def empty_nhwc(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An uninitialised channels_last activation; the memory of a large one comes from a pool and returns there when it dies."""
     n, c, h, w = shape
-    if n * c * h * w * dtype.itemsize < POOLED_BYTES:
+    if not _pooled or n * c * h * w * dtype.itemsize < POOLED_BYTES:
         return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
     return torch.from_dlpack(_cpu.empty_nhwc(DTYPES[dtype], n, c, h, w))
 
