@@ -11,6 +11,7 @@ from torch import nn
 
 import fused_preact as fp
 from fused_preact import PreActBlock, PreActBottleneck, PreActSequential
+from fused_preact.bench.accuracy import KINDS as ERRORS
 from fused_preact.models.architectures import UnitPlan
 from fused_preact.models.reference import ReferenceUnit
 from tests.testing.cases import BACKENDS, DTYPES, backends, device_of, emulated, float64_backends, name_of
@@ -121,8 +122,10 @@ def test_is_as_accurate_as_the_plain_unit(kind, dtype, backend):
     t = copy.deepcopy(p).double()
     autocast = partial(torch.autocast, device, dtype=dtype, enabled=dtype != torch.float32)
     drawn: dict[str, list] = {}
-    # Several draws: the largest error of a handful of channels is a matter of luck.
-    for _ in range(3):
+    # Several draws: the error of a handful of channels is luck. In 16 bits the largest always is: that of an inner activation which rounding
+    # moved across zero.
+    errors = ERRORS if dtype == torch.float32 else ("RMS",)
+    for _ in range(3 if emulated(backend) else 16):
         x = image(kind, torch.float32, n=4).to(device)
         with autocast(), fp.use_backend(backend):
             got = results(m, x)
@@ -134,7 +137,7 @@ def test_is_as_accurate_as_the_plain_unit(kind, dtype, backend):
             drawn.setdefault(name, []).append((got[name].clone(), eager[name].clone(), truth[name].clone()))
     for name, draws in drawn.items():
         if "tracked" not in name:
-            assert_as_accurate(name, *(torch.stack(values) for values in zip(*draws, strict=True)))
+            assert_as_accurate(name, *(torch.stack(values) for values in zip(*draws, strict=True)), kinds=errors)
 
 
 @pytest.mark.parametrize("train", [True, False])

@@ -6,7 +6,7 @@ This module can always be imported; the primitives are there where `unavailable`
 import torch
 
 from fused_preact.backends.cpu import environment
-from fused_preact.backends.records import Case
+from fused_preact.backends.records import Case, Unit
 
 TWO_DGRADS = False
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -37,8 +37,21 @@ def why_not(case: Case) -> str | None:
     return None
 
 
+def why_not_unit(unit: Unit, case: Case) -> str | None:
+    """Why a unit is composed of primitives instead, in a sentence, or None."""
+    if reason := why_not(case):
+        return reason
+    if unit.shortcut == "pad":
+        return "the cpu backend composes units that pad their shortcut"
+    if any(layer.conv.groups > 1 for layer in unit.layers):
+        return "the cpu backend composes units with grouped convolutions"
+    if case.weight_dtype != case.dtype:
+        return "the cpu backend composes units whose input and weights differ in dtype"
+    return None if all(case.x) else "the cpu backend composes units of empty activations"
+
+
 if _REASON is None:
     from fused_preact.backends.cpu.bn import bn_bwd, bn_coeffs, bn_finalize, bn_finalize_update, bn_merge, bn_relu, bn_relu_bwd, bn_stats
     from fused_preact.backends.cpu.conv import bn_relu_conv2d_bwd, bn_relu_conv2d_fwd
     from fused_preact.backends.cpu.launch import allocated_by_torch
-    from fused_preact.backends.cpu.unit import unit_bwd, unit_fwd, unit_recompute, why_not_unit
+    from fused_preact.backends.cpu.unit import unit_bwd, unit_fwd, unit_recompute

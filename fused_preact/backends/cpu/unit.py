@@ -11,20 +11,9 @@ from fused_preact import _cpu
 from fused_preact.backends.cpu.conv import geometry
 from fused_preact.backends.cpu.launch import DTYPES, Output, address, nhwc, vector, with_workspace
 from fused_preact.backends.layout import empty_wide, tiles, wide
-from fused_preact.backends.records import Case, Unit
+from fused_preact.backends.records import Unit
 
 Shape = tuple[int, ...]
-
-
-def why_not_unit(unit: Unit, case: Case) -> str | None:
-    """Why a unit is composed of primitives instead, in a sentence, or None."""
-    if unit.shortcut == "pad":
-        return "the cpu backend composes units that pad their shortcut"
-    if any(layer.conv.groups > 1 for layer in unit.layers):
-        return "the cpu backend composes units with grouped convolutions"
-    if case.weight_dtype != case.dtype:
-        return "the cpu backend composes units whose input and weights differ in dtype"
-    return None if all(case.x) else "the cpu backend composes units of empty activations"
 
 
 class Plan:
@@ -108,17 +97,16 @@ def unit_bwd(
     dense, dy, bns, inner = nhwc(x), nhwc(dy, x.dtype), bns.contiguous(), [nhwc(t) for t in inner]
     dx = Output(tuple(x.shape), x.dtype, x, weights[0]) if needs.x else None
     dprojection = torch.empty_like(projection) if needs.projection else None
-    affine = [bns.new_empty((2, c)) if wanted else None for c, wanted in zip(made.channels, needs.affine, strict=True)]
+    dgamma, dbeta = (
+        [bns.new_empty(c) if wanted else None for c, wanted in zip(made.channels, needs.affine, strict=True)] for _ in range(2)
+    )
     dweight = [torch.empty_like(w) if wanted else None for w, wanted in zip(weights, needs.weight, strict=True)]
     with_workspace(
         made.native.bwd, dy.data_ptr(), dense.data_ptr(), bns.data_ptr(), address(projection), [t.data_ptr() for t in inner],
         [w.data_ptr() for w in weights], 0 if dx is None else dx.address(), address(dprojection),
-        [address(t) for t in affine], [0 if t is None else t[1].data_ptr() for t in affine], [address(t) for t in dweight],
+        [address(t) for t in dgamma], [address(t) for t in dbeta], [address(t) for t in dweight],
     )  # fmt: skip
-    grads = []
-    for vectors, dw in zip(affine, dweight, strict=True):
-        grads += [] if vectors is None else [*vectors.unbind()]
-        grads += [] if dw is None else [dw]
+    grads = [t for layer in zip(dgamma, dbeta, dweight, strict=True) for t in layer if t is not None]
     return dx and dx.result(), dprojection, grads
 
 
