@@ -151,7 +151,7 @@ struct Bwd {
             if (inputs) input_gradient(tile, group, norm, own, tables, prefetch);
             if (weights && fused) {
                 const Plane<E> z_plane = fill_z(tile, group, norm, own, {0, c, true});
-                add_weights(own, {wgrad.row_depth, 0, 1}, i == share.begin, z_plane, {0, c, true}, dy_plane, {0, k, true}, tile);
+                add_weights(own, {wgrad.row_depth, 0, 1}, i == share.begin, z_plane, {0, c, true}, dy_plane, {0, k, true}, tile, prefetch);
             }
         }
     }
@@ -228,7 +228,8 @@ struct Bwd {
             const Gemm<E> gemm{own.dy, phase.weights, phase.segments, phase.segment_count, padded(k) * phase.count, phase.three_taps,
                                takes_narrow(dy, pixels)};
             // The phases have about the same number of pixels; the first with taps fetches for all.
-            prefetch.spread(gemm.advances(c, pixels.count));
+            const int64_t later = weights && !wgrad.sliced ? wgrad.advances(tile.rows.count, ceil_div(tile.columns.count, PAIR<E>)) : 0;
+            prefetch.spread(gemm.advances(c, pixels.count) + later);
             gemm.run(c, pixels, own.tile, prefetch, [&]<int NV>(int64_t lane, int64_t at, int64_t n, const A* values) {
                 leave<S, NV>(to, values, pixels.memory + at, n, lane);
             });
@@ -237,13 +238,13 @@ struct Bwd {
 
     // A tile's share of dweight, from the channels that the planes hold.
     void add_weights(Scratch<S, E>& own, Share slice, bool fresh, const Plane<E>& z_plane, [[maybe_unused]] Fill z_part,
-                     const Plane<E>& dy_plane, [[maybe_unused]] Fill dy_part, const Tile& tile) const {
+                     const Plane<E>& dy_plane, [[maybe_unused]] Fill dy_part, const Tile& tile, Prefetch& prefetch) const {
 #if defined(__AVX512BF16__)
-        if constexpr (PAIR<E> == 2) return add_weights_of_pairs(own, slice, fresh, z_plane, z_part, dy_plane, dy_part, tile);
+        if constexpr (PAIR<E> == 2) return add_weights_of_pairs(own, slice, fresh, z_plane, z_part, dy_plane, dy_part, tile, prefetch);
 #endif
         const bool dense = conv.w.stride == 1 && conv.w.dilation == 1 && z_plane.pitch == wgrad.lane_depth;
         wgrad.add(own.dweight, slice, fresh, {z_plane.data, z_plane.pitch, conv.h.stride * z_plane.row}, {dy_plane.data, dy_plane.pitch, dy_plane.row},
-                  dense, conv, tile.rows.count, tile.columns.count, [&](int64_t r, int64_t s) { return place(z_plane, r, s); });
+                  dense, conv, tile.rows.count, tile.columns.count, prefetch, [&](int64_t r, int64_t s) { return place(z_plane, r, s); });
     }
 
     // What tap (r, s) reads, from what tap (0, 0) does.
@@ -251,7 +252,7 @@ struct Bwd {
 
 #if defined(__AVX512BF16__)
     void add_weights_of_pairs(Scratch<S, E>& own, Share slice, bool fresh, const Plane<E>& z_plane, Fill z_part, const Plane<E>& dy_plane,
-                              Fill dy_part, const Tile& tile) const {
+                              Fill dy_part, const Tile& tile, Prefetch& prefetch) const {
         const int64_t rows = tile.rows.count, pixels = tile.columns.count, pairs = ceil_div(pixels, 2);
         const int64_t tap = 2 * padded(c), z_pitch = conv.w.kernel * tap, z_row = pairs * z_pitch, dy_pitch = 2 * padded(k), dy_row = pairs * dy_pitch;
         const int64_t inputs = inputs_of(conv.h, tile.rows).count;
@@ -262,7 +263,7 @@ struct Bwd {
         for (int64_t i = 0; i < rows; ++i)
             pair_pixels(dy_plane.data + i * dy_plane.row + dy_part.first, dy_plane.pitch, pixels, padded(dy_part.count),
                         own.dy_pairs + i * dy_row + 2 * dy_part.first, dy_pitch);
-        wgrad.add(own.dweight, slice, fresh, {own.z_pairs, z_pitch, conv.h.stride * z_row}, {own.dy_pairs, dy_pitch, dy_row}, true, conv, rows, pairs,
+        wgrad.add(own.dweight, slice, fresh, {own.z_pairs, z_pitch, conv.h.stride * z_row}, {own.dy_pairs, dy_pitch, dy_row}, true, conv, rows, pairs, prefetch,
                   [&](int64_t r, int64_t s) { return r * conv.h.dilation * z_row + s * tap; });
     }
 #endif
@@ -287,11 +288,12 @@ struct Bwd {
         const Share slice = wgrad.slice(t, team);
         const Fill part{slice.begin, smaller(slice.end, wgrad.rows) - slice.begin, false}, all{0, wgrad.lanes, false};
         if (part.count <= 0) return;
+        Prefetch nothing;
         for (int64_t i = 0; i < tiling.count(); ++i) {
             const Tile tile = tiling[i];
             const Plane<E> dy_plane = fill_dy(tile, group, own, wgrad.over_c ? part : all);
             const Plane<E> z_plane = fill_z(tile, group, norm, own, wgrad.over_c ? all : part);
-            add_weights(own, slice, i == 0, z_plane, wgrad.over_c ? all : part, dy_plane, wgrad.over_c ? part : all, tile);
+            add_weights(own, slice, i == 0, z_plane, wgrad.over_c ? all : part, dy_plane, wgrad.over_c ? part : all, tile, nothing);
         }
         wgrad.write(dweight, conv.weight_strides, conv, own.dweight, 1, 0, slice, slice.begin);
     }

@@ -126,14 +126,18 @@ struct PixelRows {
 
 // sums[r][lane] (+)= sum over pixels: a[pixel][r] * b[pixel][lane]; rows of sums are `apart` elements apart, fresh ones are overwritten.
 template <class E, int NR, int NV>
-KERNEL void pixels_block(PixelRows<E> a, PixelRows<E> b, int64_t rows, int64_t pixels, wide<E>* sums, int64_t apart, bool fresh) {
+KERNEL void pixels_block(PixelRows<E> a, PixelRows<E> b, int64_t rows, int64_t pixels, wide<E>* sums, int64_t apart, bool fresh,
+                         Prefetch& prefetch) {
     constexpr int W = LANES<wide<E>>;
     Vec<wide<E>> acc[NR][NV] = {};
     for (int64_t i = 0; i < rows; ++i) {
         const E *p = a.data + i * a.row, *q = b.data + i * b.row;
-        for (int64_t j = 0; j < pixels; ++j, p += a.pitch, q += b.pitch)
-            UNROLL for (int r = 0; r < NR; ++r)
-                UNROLL for (int v = 0; v < NV; ++v) acc[r][v] = mac(acc[r][v], p + r * PAIR<E>, q + v * W * PAIR<E>);
+        for (int64_t j = 0; j < pixels;) {
+            prefetch.advance();
+            for (const int64_t end = smaller<int64_t>(pixels, j + PREFETCH_STEPS); j < end; ++j, p += a.pitch, q += b.pitch)
+                UNROLL for (int r = 0; r < NR; ++r)
+                    UNROLL for (int v = 0; v < NV; ++v) acc[r][v] = mac(acc[r][v], p + r * PAIR<E>, q + v * W * PAIR<E>);
+        }
     }
     UNROLL for (int r = 0; r < NR; ++r)
         UNROLL for (int v = 0; v < NV; ++v) {

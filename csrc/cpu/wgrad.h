@@ -48,7 +48,7 @@ struct WeightGradient {
     // one range.
     template <class Offset>
     void add(A* buffer, Share slice, bool fresh, PixelRows<E> z, PixelRows<E> dy, bool dense, const Conv& conv, int64_t rows_, int64_t pixels,
-             Offset&& offset) const {
+             Prefetch& prefetch, Offset&& offset) const {
         const bool ranged = dense && over_c;
         const int64_t across = ranged ? 1 : conv.w.kernel, width = ranged ? conv.w.kernel * lane_depth : lane_depth;
         for (int64_t r = 0, strip = 0; r < conv.h.kernel; ++r)
@@ -59,7 +59,7 @@ struct WeightGradient {
                 auto columns = [&]<int NV>(int64_t lane) {
                     for (int64_t row = slice.begin; row < slice.end; row += WGRAD_ROWS)
                         pixels_block<E, WGRAD_ROWS, NV>(row_side.from(row), lane_side.from(lane), rows_, pixels,
-                                                        buffer + (row - slice.begin) * pitch + strip * width + lane, pitch, fresh);
+                                                        buffer + (row - slice.begin) * pitch + strip * width + lane, pitch, fresh, prefetch);
                 };
                 int64_t lane = 0;
                 if (WGRAD_ROWS == 8 && width % (2 * LANES<A>))
@@ -67,6 +67,11 @@ struct WeightGradient {
                 for (; lane + 2 * LANES<A> <= width; lane += 2 * LANES<A>) columns.template operator()<2>(lane);
                 for (; lane < width; lane += LANES<A>) columns.template operator()<1>(lane);
             }
+    }
+
+    // How often add() advances a prefetch, roughly.
+    int64_t advances(int64_t rows_, int64_t pixels) const {
+        return row_depth / WGRAD_ROWS * ceil_div(pitch, PANEL<A>) * rows_ * ceil_div(pixels, PREFETCH_STEPS);
     }
 
     // Rows `slice` of the sum of `count` buffers, `apart` elements apart, into a weight of the given strides (k, c, h, w).
