@@ -55,7 +55,7 @@ struct Norm {
 };
 
 // Outputs of this many bytes go past the caches: before they are read again, others have taken their place.
-constexpr int64_t STREAM_BYTES = 6 << 20;
+constexpr int64_t STREAM_BYTES = 3 << 20;
 
 template <class S>
 INLINE bool streamed(const void* p, int64_t pixels, int64_t channels) {
