@@ -5,6 +5,7 @@
 #include "kernels.h"
 #include "moments.h"
 #include "prologue.h"
+#include "tiles.h"
 
 namespace fused_preact::FUSED_PREACT_ISA {
 namespace {
@@ -216,11 +217,12 @@ Status bn_bwd(const Elementwise& args) {
 
 }  // namespace
 
-#define BY_DTYPE(name)                                \
-    Status launch_##name(const Elementwise& args) {   \
-        if (args.dtype == Dtype::float32) return name<float>(args);  \
-        if (args.dtype == Dtype::float64) return name<double>(args); \
-        return name<bf16>(args);                      \
+#define BY_DTYPE(name)                                                                                        \
+    Status launch_##name(const Elementwise& given) {                                                          \
+        Elementwise args = given;                                                                             \
+        args.threads = threads_for(given.pixels * given.channels, THREAD_ELEMENTS, given.threads);            \
+        if (args.dtype == Dtype::float32) return name<float>(args);                                           \
+        return args.dtype == Dtype::float64 ? name<double>(args) : name<bf16>(args);                          \
     }
 
 BY_DTYPE(bn_stats)

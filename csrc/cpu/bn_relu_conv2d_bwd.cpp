@@ -340,7 +340,9 @@ Status run(const BnReluConv2dBwd& args) {
 
 }  // namespace
 
-Status launch_bn_relu_conv2d_bwd(const BnReluConv2dBwd& args) {
+Status launch_bn_relu_conv2d_bwd(const BnReluConv2dBwd& given) {
+    BnReluConv2dBwd args = given;
+    args.threads = threads_for(given.conv, given.threads);
     switch (args.dtype) {
         case Dtype::float32:
             return run<float, float>(args);

@@ -232,7 +232,9 @@ Status run(const BnReluConv2dFwd& args) {
 
 }  // namespace
 
-Status launch_bn_relu_conv2d_fwd(const BnReluConv2dFwd& args) {
+Status launch_bn_relu_conv2d_fwd(const BnReluConv2dFwd& given) {
+    BnReluConv2dFwd args = given;
+    args.threads = threads_for(given.conv, given.threads);
     switch (args.dtype) {
         case Dtype::float32:
             return run<float, float>(args);

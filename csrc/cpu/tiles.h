@@ -6,6 +6,15 @@
 
 namespace fused_preact::FUSED_PREACT_ISA {
 
+// Fewer threads for little work: waking one and waiting for it takes as long as this many multiply-adds, or elements read or written.
+constexpr int64_t THREAD_MACS = 1 << 20, THREAD_ELEMENTS = 1 << 15;
+
+INLINE int threads_for(int64_t work, int64_t each, int threads) { return int(larger<int64_t>(1, smaller<int64_t>(threads, work / each))); }
+
+INLINE int threads_for(const Conv& conv, int threads) {
+    return threads_for(conv.n * conv.h.out * conv.w.out * conv.k * conv.c / conv.groups * conv.h.kernel * conv.w.kernel, THREAD_MACS, threads);
+}
+
 struct Tile {
     int64_t image;
     Span rows, columns;  // of the output
