@@ -102,9 +102,14 @@ void bind_elementwise(py::module_& m) {
         "dx = a*g + b*(x - mean) + c + add.");
 }
 
+void refuse(const char* name, bool impossible) {
+    if (impossible) throw py::value_error(std::string(name) + ": expected all tensors, and at least one tile and channel");
+}
+
 void bind_vectors(py::module_& m) {
     m.def(
         "bn_merge", [](bool wide, int64_t tiles, int64_t channels, Address stats, Address merged) {
+            refuse("bn_merge", tiles < 1 || channels < 1 || !stats || !merged);
             launch_bn_merge(wide, tiles, channels, in(stats), out(merged));
         },
         "stats [tiles, 3, channels] merged into [1, 3, channels].");
@@ -112,6 +117,7 @@ void bind_vectors(py::module_& m) {
         "bn_finalize",
         [](bool wide, bool frozen, int64_t tiles, int64_t channels, Address stats, Address gamma, Address beta, Address running_mean,
            Address running_var, double momentum, double eps, Address bn) {
+            refuse("bn_finalize", tiles < 1 || channels < 1 || !stats || !bn || !running_mean != !running_var);
             launch_bn_finalize({wide, frozen, tiles, channels, in(stats), in(gamma), in(beta), out(running_mean), out(running_var), momentum, eps,
                                 out(bn), channels});
         },
@@ -119,6 +125,7 @@ void bind_vectors(py::module_& m) {
     m.def(
         "bn_coeffs",
         [](bool wide, int64_t tiles, int64_t channels, Address sums, Address bn, Address coeffs, Address dgamma, Address dbeta) {
+            refuse("bn_coeffs", tiles < 0 || channels < 1 || (tiles && !sums) || !bn || !coeffs || !dgamma || !dbeta);
             launch_bn_coeffs({wide, tiles, channels, in(sums), in(bn), channels, out(coeffs), out(dgamma), out(dbeta)});
         },
         "coeffs [4, channels], dgamma, dbeta.");
@@ -200,7 +207,11 @@ struct PooledTensor {
 
 py::capsule empty_nhwc(Dtype dtype, int64_t n, int64_t c, int64_t h, int64_t w) {
     const int64_t bits = dtype == Dtype::float64 ? 64 : dtype == Dtype::float32 ? 32 : 16;
-    const PoolBlock block = pool_take(size_t(n) * c * h * w * bits / 8);
+    int64_t bytes = bits / 8;
+    for (int64_t size : {n, c, h, w})
+        if (size < 1 || __builtin_mul_overflow(bytes, size, &bytes))
+            throw py::value_error("empty_nhwc: expected sizes of at least 1, and a tensor that fits memory");
+    const PoolBlock block = pool_take(size_t(bytes));
     if (!block.data) throw std::bad_alloc();
     auto* t = new PooledTensor{{}, {n, c, h, w}, {h * w * c, 1, w * c, c}, block};
     const dlpack::DataType type{dtype == Dtype::bfloat16 ? dlpack::bfloat : dlpack::floating, uint8_t(bits), 1};

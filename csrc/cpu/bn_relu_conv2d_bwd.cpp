@@ -110,7 +110,11 @@ struct Bwd {
 
     void prepare() {
         streams = inputs && conv.groups == 1 && streamed<S>(args.out, conv.n * conv.h.in * conv.w.in, c);
-        if (inputs) phases.prepare(conv, dy, origin_row, origin_column, c, k, conv.w.stride == 1 ? tiling.columns : 0);
+        if (inputs) {
+            // Blocks of neighbours must not run across rows of x either.
+            const bool same = conv.w.stride == 1 && conv.w.in == conv.w.out && tiling.width % tiling.columns == 0;
+            phases.prepare(conv, dy, origin_row, origin_column, c, k, same ? tiling.columns : 0);
+        }
     }
 
     // One group, all threads.
@@ -168,7 +172,7 @@ struct Bwd {
         rows.span = received(conv.h, tile.rows);
         columns.span = received(conv.w, tile.columns);
         Plane<E> plane = dy;
-        plane.data = own.dy + channels.first;
+        plane.data = own.dy;
         const A* v = static_cast<const A*>(args.dy.coeffs);
         const int64_t ch = group * k + channels.first;
         const Incoming<S> in{static_cast<const S*>(args.dy.dy), static_cast<const S*>(args.dy.x), static_cast<const S*>(args.dy.add),
@@ -178,7 +182,7 @@ struct Bwd {
             const int64_t image = tile.image * conv.h.out + row;
             auto part = [&](int64_t from, int64_t end, bool write) {
                 if (from >= end) return;
-                E* place = to + (from - pixel) * dy.pitch;
+                E* place = to + channels.first + (from - pixel) * dy.pitch;
                 const int64_t at = (image * conv.w.out + from) * conv.k + ch;
                 if (v)
                     receive<S, E, true>(in, at, conv.k, place, dy.pitch, end - from, channels.count, depth, write);
@@ -191,7 +195,7 @@ struct Bwd {
             part(begin, end, true);
             part(end, pixel + n, false);
         });
-        plane.data += (tile.rows.first - rows.span.first) * plane.row + (tile.columns.first - columns.span.first) * plane.pitch - channels.first;
+        plane.data += (tile.rows.first - rows.span.first) * plane.row + (tile.columns.first - columns.span.first) * plane.pitch;
         return plane;
     }
 
@@ -200,13 +204,12 @@ struct Bwd {
         rows.span = inputs_of(conv.h, tile.rows);
         columns.span = inputs_of(conv.w, tile.columns);
         Plane<E> plane = z;
-        plane.data = own.z + channels.first;
+        plane.data = own.z;
         const S* x = static_cast<const S*>(args.x) + tile.image * conv.h.in * conv.w.in * conv.c + group * c + channels.first;
         const Norm<A> part = norm.from(channels.first);
         fill_plane(plane, rows, columns, [&](int64_t pixel, int64_t step, int64_t row, E* to, int64_t n) {
-            activate(x + (row * conv.w.in + pixel) * conv.c, step * conv.c, to, z.pitch, n, channels.count, padded(channels.count), part);
+            activate(x + (row * conv.w.in + pixel) * conv.c, step * conv.c, to + channels.first, z.pitch, n, channels.count, padded(channels.count), part);
         });
-        plane.data -= channels.first;
         return plane;
     }
 
@@ -285,17 +288,20 @@ struct Bwd {
             wgrad.write(dweight, conv.weight_strides, conv, scratch(0).dweight, team, thread_bytes / sizeof(A), {wgrad.rows, t, team}, 0);
             return;
         }
-        const Share slice = wgrad.slice(t, team);
-        const Fill part{slice.begin, smaller(slice.end, wgrad.rows) - slice.begin, false}, all{0, wgrad.lanes, false};
-        if (part.count <= 0) return;
         Prefetch nothing;
-        for (int64_t i = 0; i < tiling.count(); ++i) {
-            const Tile tile = tiling[i];
-            const Plane<E> dy_plane = fill_dy(tile, group, own, wgrad.over_c ? part : all);
-            const Plane<E> z_plane = fill_z(tile, group, norm, own, wgrad.over_c ? all : part);
-            add_weights(own, slice, i == 0, z_plane, wgrad.over_c ? all : part, dy_plane, wgrad.over_c ? part : all, tile, nothing);
+        // As many slices as threads were asked for, and buffers sized for; the team may be smaller.
+        for (int i = t; i < args.threads; i += team) {
+            const Share slice = wgrad.slice(i, args.threads);
+            const Fill part{slice.begin, smaller(slice.end, wgrad.rows) - slice.begin, false}, all{0, wgrad.lanes, false};
+            if (part.count <= 0) continue;
+            for (int64_t j = 0; j < tiling.count(); ++j) {
+                const Tile tile = tiling[j];
+                const Plane<E> dy_plane = fill_dy(tile, group, own, wgrad.over_c ? part : all);
+                const Plane<E> z_plane = fill_z(tile, group, norm, own, wgrad.over_c ? all : part);
+                add_weights(own, slice, j == 0, z_plane, wgrad.over_c ? all : part, dy_plane, wgrad.over_c ? part : all, tile, nothing);
+            }
+            wgrad.write(dweight, conv.weight_strides, conv, own.dweight, 1, 0, slice, slice.begin);
         }
-        wgrad.write(dweight, conv.weight_strides, conv, own.dweight, 1, 0, slice, slice.begin);
     }
 
     void finish_sums(int64_t group, Scratch<S, E>& own, int team) const {

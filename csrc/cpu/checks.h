@@ -1,6 +1,7 @@
 // Records that no kernel could run: a sentence, or null. Python checks its arguments first, so these tell of mistakes in Python.
 #pragma once
 #include "records.h"
+#include "unit.h"
 
 namespace fused_preact {
 
@@ -43,9 +44,57 @@ inline const char* impossible(const BnReluConv2dBwd& args) {
 }
 
 inline const char* impossible(const Elementwise& args) {
+    if (!args.x || !(args.out || args.stats)) return "x and the result must be given";
+    if (!args.stats && !args.bn && !args.coeffs) return "bn or coeffs must be given";
+    if ((args.coeffs && !args.grad) || (args.stats && args.out && (!args.bn || !args.grad))) return "the gradient must be given";
+    if (args.grad && args.bn && !(args.out && args.stats)) return "g and its sums must be given";
     if (args.pixels < 1 || args.channels < 1) return "expected at least one pixel and channel";
     if (args.stats && args.tiles < 1) return "statistics need a tile";
     return impossible(args.dtype, args.threads);
+}
+
+inline const char* impossible(const Unit& unit) {
+    if (unit.layers.empty()) return "expected at least one layer";
+    const Conv &first = unit.layers.front().conv, &last = unit.layers.back().conv;
+    for (size_t i = 0; i < unit.layers.size(); ++i) {
+        const Conv& conv = unit.layers[i].conv;
+        if (const char* error = impossible(conv)) return error;
+        if (i == 0) continue;
+        const Conv& before = unit.layers[i - 1].conv;
+        if (conv.n != before.n || conv.c != before.k || conv.h.in != before.h.out || conv.w.in != before.w.out) return "a layer does not fit the one before";
+    }
+    const Conv& p = unit.projection;
+    if (const char* error = unit.projected ? impossible(p) : nullptr) return error;
+    const bool fits = unit.projected ? p.n == first.n && p.c == first.c && p.h.in == first.h.in && p.w.in == first.w.in && p.k == last.k &&
+                                           p.h.out == last.h.out && p.w.out == last.w.out
+                                     : first.c == last.k && first.h.in == last.h.out && first.w.in == last.w.out;
+    return fits ? nullptr : "the shortcut does not fit the last layer";
+}
+
+inline const char* impossible(const Unit& unit, const UnitFwd& args) {
+    if (const char* error = impossible(unit)) return error;
+    if (args.threads < 1) return "expected at least one thread";
+    if (!args.x || !args.y || (!args.bns && unit.bns_width()) || (unit.projected && !args.projection)) return "x, y, bns and the projection must be given";
+    for (size_t i = 0; i < unit.layers.size(); ++i) {
+        const LayerTensors& t = args.layers[i];
+        const UnitLayer& layer = unit.layers[i];
+        const bool normalises = layer.norm && !args.again, frozen = normalises && !layer.batch;
+        if (!t.weight || (frozen && !t.running_mean) || !t.running_mean != !t.running_var) return "a layer's weight or running statistics are missing";
+        if (normalises && layer.batch && layer.update && layer.momentum < 0 && t.running_mean && !t.num_batches_tracked)
+            return "a cumulative average needs num_batches_tracked";
+    }
+    return nullptr;
+}
+
+inline const char* impossible(const Unit& unit, const UnitBwd& args) {
+    if (const char* error = impossible(unit)) return error;
+    if (args.threads < 1) return "expected at least one thread";
+    if (!args.dy || !args.x || (!args.bns && unit.bns_width()) || (unit.projected && !args.projection)) return "dy, x, bns and the projection must be given";
+    for (size_t i = 0; i < unit.layers.size(); ++i) {
+        if (!args.weights[i] || (i < args.inner.size() && !args.inner[i])) return "a layer's weight or input is missing";
+        if (!args.dgamma[i] != !args.dbeta[i]) return "dgamma and dbeta come together";
+    }
+    return nullptr;
 }
 
 }  // namespace fused_preact

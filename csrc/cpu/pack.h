@@ -54,11 +54,17 @@ void pack(E* packed, const S* weight, Side lanes, Side reduction, const Tap* tap
         E* to = packed + first * depth * count + tap * depth * width;
         const S* from = weight + taps[tap].weight + first * lanes.stride;
         if (filled < width || reduction.count < depth) clear(to, depth * width);
-        for (int64_t k = 0; k < reduction.count; ++k) {
-            const S* row = from + k * reduction.stride;
-            E* out = to + k / P * P * width + k % P;
-            for (int i = 0; i < filled; ++i) out[i * P] = converted<S, E>(row[i * lanes.stride]);
+        auto at = [&](int64_t k) { return to + k / P * P * width + k % P; };
+        if (lanes.stride == 1) {
+            for (int64_t k = 0; k < reduction.count; ++k)
+                for (int i = 0; i < filled; ++i) at(k)[i * P] = converted<S, E>(from[k * reduction.stride + i]);
+            continue;
         }
+        // A transposition, in blocks that read whole cache lines and write what stays in L1.
+        for (int64_t k0 = 0; k0 < reduction.count; k0 += CHANNEL_PAD)
+            for (int i = 0; i < filled; ++i)
+                for (int64_t k = k0; k < smaller(reduction.count, k0 + CHANNEL_PAD); ++k)
+                    at(k)[i * P] = converted<S, E>(from[i * lanes.stride + k * reduction.stride]);
     }
 }
 

@@ -73,10 +73,9 @@ INLINE void clear(E* p, int64_t count) {
 }
 
 // Fill a plane with pixels of one image: fill(pixel, step, row, destination, count) writes `count` pixels of image row `row`, the first
-// being column `pixel`, `step` columns apart.
+// being column `pixel`, `step` columns apart. The plane has the shape of the largest tile's.
 template <class E, class Fill>
-INLINE void fill_plane(Plane<E>& plane, const Window& h, const Window& w, Fill&& fill) {
-    plane.shape(w);
+INLINE void fill_plane(const Plane<E>& plane, const Window& h, const Window& w, Fill&& fill) {
     for (int64_t j = 0; j < h.span.count; ++j) {
         if (!h.needed(j % h.stride)) continue;
         int64_t y = h.span.first + j;

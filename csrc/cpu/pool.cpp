@@ -18,6 +18,8 @@ namespace {
 
 constexpr size_t HUGE_PAGE = 2 << 20, GRAIN = 64 << 10, LINE = 64;
 
+constexpr size_t round_up(size_t bytes, size_t grain) { return (bytes + grain - 1) / grain * grain; }
+
 // Blocks start at different places in a page: streams that begin alike would evict each other.
 constexpr size_t COLOURS = 16, COLOUR = 17 * LINE;
 
@@ -29,9 +31,10 @@ struct Mapping {
 Mapping map(size_t bytes) {
 #ifdef __linux__
     const size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : GRAIN;
+    bytes = round_up(bytes, GRAIN);  // whole pages, of any size that Linux has
     char* raw = static_cast<char*>(mmap(nullptr, bytes + alignment, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (raw == MAP_FAILED) return {nullptr, 0};
-    char* base = reinterpret_cast<char*>((uintptr_t(raw) + alignment - 1) / alignment * alignment);
+    char* base = reinterpret_cast<char*>(round_up(uintptr_t(raw), alignment));
     if (base > raw) munmap(raw, base - raw);
     if (base + bytes < raw + bytes + alignment) munmap(base + bytes, raw + alignment - base);
     if (bytes >= HUGE_PAGE) madvise(base, bytes, MADV_HUGEPAGE);
@@ -54,29 +57,31 @@ class Pool {
     std::mutex mutex;
 
     PoolBlock take(size_t size) {
-        size = (size + GRAIN - 1) / GRAIN * GRAIN;
-        most_ = std::max(most_, used_ + size);
+        size = round_up(size, GRAIN);
+        const size_t most = std::max(most_, used_ + size);
         // Exactly this size, or a new block while no more is held than was ever needed at once, and a quarter; then a larger one, and only
         // then what nobody has asked for longest goes back.
         size_t i = find(size, size);
-        if (i == kept_.size() && used_ + kept_bytes_ + size > most_ + most_ / 4) i = find(size, 2 * size);
+        if (i == kept_.size() && used_ + kept_bytes_ + size > most + most / 4) i = find(size, 2 * size);
         if (i < kept_.size()) {
             const PoolBlock block = kept_[i];
             kept_.erase(kept_.begin() + i);
             kept_bytes_ -= block.size;
             used_ += block.size;
+            most_ = std::max(most_, used_);
             return block;
         }
-        while (!kept_.empty() && used_ + kept_bytes_ + size > most_ + most_ / 4) release_oldest();
+        while (!kept_.empty() && used_ + kept_bytes_ + size > most + most / 4) release_oldest();
         Mapping m = map(size + COLOURS * COLOUR + LINE);
         if (!m.base) {
             while (!kept_.empty()) release_oldest();
             m = map(size + COLOURS * COLOUR + LINE);
             if (!m.base) return {nullptr, 0};
         }
-        void* data = reinterpret_cast<void*>((uintptr_t(m.base) + LINE - 1) / LINE * LINE + next_colour_++ % COLOURS * COLOUR);
+        void* data = reinterpret_cast<void*>(round_up(uintptr_t(m.base), LINE) + next_colour_++ % COLOURS * COLOUR);
         mappings_[data] = m;
         used_ += size;
+        most_ = most;
         return {data, size};
     }
 

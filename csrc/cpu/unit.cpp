@@ -145,6 +145,7 @@ int64_t Unit::bns_width(size_t layer) const {
 }
 
 Status launch_unit_fwd(const Unit& unit, const UnitFwd& args) {
+    if (const char* error = impossible(unit, args)) return {error, 0};
     const Pieces p(unit);
     return run(args.workspace, [&](Launcher& launch, Carver& carver) {
         void *stats = carver.take(3 * widest(unit) * p.w), *frozen = carver.take(3 * widest(unit) * p.w);
@@ -156,6 +157,7 @@ Status launch_unit_fwd(const Unit& unit, const UnitFwd& args) {
 }
 
 Status launch_unit_bwd(const Unit& unit, const UnitBwd& args) {
+    if (const char* error = impossible(unit, args)) return {error, 0};
     const Pieces p(unit);
     const size_t depth = unit.layers.size();
     return run(args.workspace, [&](Launcher& launch, Carver& carver) {
