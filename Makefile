@@ -51,7 +51,7 @@ asan: setup ## the kernel tests of the cpu backend under AddressSanitizer and UB
 		$(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
 	cd $(ASAN) && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		$(CURDIR)/$(BIN)/python -m pytest -s -n $(WORKERS) -m "not slow" -k cpu tests/ops $(wildcard tests/csrc)
+		$(CURDIR)/$(BIN)/python -m pytest -s -n $(WORKERS) -m "not slow" -k cpu tests/ops tests/cpu/test_paths.py
 
 bench: setup ## time every layer shape, and the host time of a unit
 	$(BIN)/python -m pytest benchmarks --benchmark-only

@@ -228,8 +228,7 @@ struct Bwd {
             const Leaving<S> to{args.emit, at(args.x, first), at(args.add_dz, first), at(args.residual_grad, first),
                                 const_cast<S*>(at(args.out, first)), conv.c, c, streams, norm, v + ch, v + conv.c + ch, v + 2 * conv.c + ch,
                                 v + 3 * conv.c + ch, &own.sums};
-            const Gemm<E> gemm{own.dy, phase.weights, phase.segments, phase.segment_count, padded(k) * phase.count, phase.three_taps,
-                               takes_narrow(dy, pixels)};
+            const Gemm<E> gemm{own.dy, phase.weights, phase.segments, phase.segment_count, padded(k) * phase.count, phase.three_taps};
             // The phases have about the same number of pixels; the first with taps fetches for all.
             const int64_t later = weights && !wgrad.sliced ? wgrad.advances(tile.rows.count, ceil_div(tile.columns.count, PAIR<E>)) : 0;
             prefetch.spread(gemm.advances(c, pixels.count) + later);

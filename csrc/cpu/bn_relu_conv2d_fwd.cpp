@@ -194,7 +194,7 @@ struct Fwd {
         const S *residual = static_cast<const S*>(args.residual), *bias = static_cast<const S*>(args.bias);
         const Outgoing<S> out{static_cast<S*>(args.y) + first, residual ? residual + first : nullptr, bias ? bias + group * k : nullptr,
                               conv.k, k, streams, args.stats ? &own.moments : nullptr};
-        const Gemm<E> gemm{z.data, weights, segments, segment_count, depth * taps_count, three_taps, takes_narrow(z, pixels)};
+        const Gemm<E> gemm{z.data, weights, segments, segment_count, depth * taps_count, three_taps};
         prefetch.spread(gemm.advances(k, pixels.count));
         gemm.run(k, pixels, own.tile, prefetch, [&]<int NV>(int64_t lane, int64_t at, int64_t n, const A* values) {
             finish<S, NV>(out, values, pixels.memory + at, n, lane, opening && at == 0);

@@ -8,14 +8,6 @@ namespace fused_preact::FUSED_PREACT_ISA {
 
 constexpr int64_t CHUNK = 8 * ROWS;
 
-// Where narrow_block is instantiated: the wide side of the narrow bottlenecks of CIFAR networks. Its pixels are a whole plane's.
-constexpr int NARROW_PITCH = 64;
-
-template <class E>
-INLINE bool takes_narrow(const Plane<E>& plane, const Pixels& pixels) {
-    return plane.pitch == NARROW_PITCH && pixels.rows == 1;
-}
-
 template <class E>
 struct Gemm {
     const E* plane;
@@ -23,7 +15,7 @@ struct Gemm {
     const Segment* segments;
     int count;
     int64_t depth;  // of all segments, elements
-    bool three_taps, narrow;
+    bool three_taps;
 
     // How often run() advances a prefetch.
     INLINE int64_t advances(int64_t lanes, int64_t pixels) const {
@@ -55,14 +47,6 @@ struct Gemm {
                 if (three_taps) {
                     for (int64_t r = 0; r < n; r += 2 * ROWS)
                         three_taps_block<E, 2 * ROWS, CHANNEL_PAD>(plane, pixels.plane[first + r], segments, count, w, tile + r * W, prefetch);
-                    finish.template operator()<NV>(lane, first, n, tile);
-                    continue;
-                }
-            }
-            if constexpr (NV == 1) {
-                if (narrow) {
-                    for (int64_t r = 0; r < n; r += 2 * ROWS)
-                        narrow_block<E, 2 * ROWS, NARROW_PITCH>(plane, pixels.plane[first + r], segments, count, w, tile + r * W, prefetch);
                     finish.template operator()<NV>(lane, first, n, tile);
                     continue;
                 }

@@ -71,29 +71,6 @@ KERNEL void rows_block(const E* plane, const int32_t* rows, const Segment* segme
     spill(acc, tile, fresh);
 }
 
-// One vector of lanes keeps few accumulators busy: twice the rows, of pixels that lie PITCH elements apart.
-template <class E, int NR, int PITCH>
-KERNEL void narrow_block(const E* plane, int32_t row, const Segment* segments, int count, const E* weights, wide<E>* tile, Prefetch& prefetch) {
-    constexpr int STEP = LANES<wide<E>> * PAIR<E>;
-    Vec<wide<E>> acc[NR][1] = {};
-    bool fresh = true;
-    for (int s = 0, chain = 0; s < count; ++s) {
-        const E *a = plane + row + segments[s].offset, *end = a + segments[s].steps * PAIR<E>;
-        while (a < end) {
-            prefetch.advance();
-            for (const E* next = a + PREFETCH_STEPS * PAIR<E>; a < next; a += PAIR<E>, weights += STEP)
-                UNROLL for (int r = 0; r < NR; ++r) acc[r][0] = mac(acc[r][0], a + r * PITCH, weights);
-        }
-        chain += segments[s].steps;
-        if (chain >= CHAIN && s + 1 < count) {
-            spill(acc, tile, fresh);
-            fresh = false;
-            chain = 0;
-        }
-    }
-    spill(acc, tile, fresh);
-}
-
 // One vector of lanes starves on broadcasts. Where three taps of a row read neighbouring pixels, each broadcast serves three of them:
 // pixel p is tap 0 of row p, tap 1 of row p - 1, tap 2 of row p - 2. Pixels lie PITCH elements apart, a segment is one kernel row.
 template <class E, int NR, int PITCH>
