@@ -27,6 +27,16 @@ def test_the_demo_table_is_that_of_its_file():
     assert table(report) in README
 
 
+def test_the_ratios_are_those_of_their_files():
+    rows = re.findall(
+        r"^\| preact_\S+, \d+, [^|]*\| ([\d.]+)x \| (?:([\d.]+)x )?\| \[json\]\(benchmarks/results/(\w+\.json)\)", README, re.MULTILINE
+    )
+    assert len(rows) == 5
+    for eager, compiled, name in rows:
+        step = json.loads((RESULTS / name).read_text(encoding="utf-8"))["ratios"]["step"]
+        assert [f"{step['eager']:.2f}", f"{step['compile']:.2f}" if "compile" in step else ""] == [eager, compiled], name
+
+
 def test_the_memory_table_is_that_of_its_file():
     result = json.loads((RESULTS / "memory_cpu.json").read_text(encoding="utf-8"))
     assert memory.table(result) in README
