@@ -58,7 +58,9 @@ def nhwc(t: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
 
 def vector(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Per-channel values side by side, in `dtype`."""
-    return None if t is None else t.to(dtype).contiguous()
+    if t is None or (t.dtype == dtype and t.is_contiguous()):
+        return t
+    return t.to(dtype).contiguous()
 
 
 # Below, malloc's own pools are as good.
