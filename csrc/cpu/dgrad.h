@@ -46,7 +46,8 @@ struct PhaseConvs {
         int64_t used = 0;
         for (int64_t i = 0; i < count; ++i) {
             PhaseConv<E>& phase = all[i];
-            phase = {i / w.stride, i % w.stride, taps + used, 0, segments + most_segments<E>(used, padded(k)), 0, weights + packed_elements<A>(c, k, used), false};
+            Segment* own = segments + most_segments<E>(used, padded(k));
+            phase = {i / w.stride, i % w.stride, taps + used, 0, own, 0, weights + packed_elements<A>(c, k, used), false};
             for (int64_t r = h.kernel - 1; r >= 0; --r)
                 for (int64_t s = w.kernel - 1; s >= 0; --s) {
                     const int64_t down = phase.row + h.padding - r * h.dilation, right = phase.column + w.padding - s * w.dilation;
