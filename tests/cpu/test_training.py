@@ -49,3 +49,18 @@ def test_three_steps_of_sgd(memory, threads):
     assert got.keys() == wanted.keys()
     for name in wanted:
         torch.testing.assert_close(got[name], wanted[name], rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("memory", ["layer", "unit"])
+@pytest.mark.parametrize("size", [1, 5])
+def test_the_format_of_a_unit_is_that_of_its_layers(size, memory):
+    """An NCHW image and channels_last weights: the 3x3 in the middle decides, whether its output is kept or not."""
+    unit = fp.PreActBottleneck(8, 4, memory=memory).to(memory_format=torch.channels_last)
+    x = torch.randn(3, 8, size, size)
+    strides = {}
+    for backend in ("cpu", "eager"):
+        with fp.use_backend(backend):
+            strides[backend] = [unit(x).stride()]
+            with torch.no_grad():
+                strides[backend].append(unit(x).stride())
+    assert strides["cpu"] == strides["eager"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from fused_preact import _cpu
 from fused_preact.backends.cpu.conv import geometry
 from fused_preact.backends.cpu.launch import DTYPES, Output, address, nhwc, vector, with_workspace
-from fused_preact.backends.layout import empty_wide, tiles, wide
+from fused_preact.backends.layout import empty, empty_wide, is_channels_last, tiles, wide
 from fused_preact.backends.records import Unit
 
 Shape = tuple[int, ...]
@@ -20,14 +20,19 @@ class Plan:
     """The native record of a unit on tensors of given shapes, and the shapes of what its layers give."""
 
     def __init__(
-        self, unit: Unit, dtype: torch.dtype, x: Shape, weights: tuple[tuple[Shape, Shape], ...], projection: tuple | None
+        self, unit: Unit, dtype: torch.dtype, x: Shape, weights: tuple[tuple, ...], projection: tuple | None, channels_last: bool
     ) -> None:
         h, layers, self.shapes = x, [], []
+        # Input and weight of each layer without memory: they decide the format of its output.
+        self.likes = []
+        like = torch.empty(x, device="meta", memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         for layer, weight in zip(unit.layers, weights, strict=True):
             conv, h = geometry(h, *weight, *layer.conv)
             momentum = -1.0 if layer.momentum is None else layer.momentum
             layers.append((conv, layer.relu, layer.norm, layer.batch, layer.update, momentum, layer.eps))
             self.shapes.append(h)
+            self.likes.append((like, torch.empty_strided(*weight, device="meta")))
+            like = empty(h, dtype, *self.likes[-1])
         projected = None if projection is None else geometry(x, *projection, *unit.projection)[0]
         self.native = _cpu.Unit(DTYPES[dtype], layers, unit.shared, projected, tiles(x), tiles(h))
         self.channels = [shape[0][1] for shape in weights]
@@ -39,7 +44,14 @@ plan = functools.lru_cache(maxsize=4096)(Plan)
 
 def _plan(unit: Unit, x: Tensor, weights: Sequence[Tensor], projection: Tensor | None) -> Plan:
     key = tuple((tuple(w.shape), w.stride()) for w in weights)
-    return plan(unit, x.dtype, tuple(x.shape), key, None if projection is None else (tuple(projection.shape), projection.stride()))
+    return plan(
+        unit,
+        x.dtype,
+        tuple(x.shape),
+        key,
+        None if projection is None else (tuple(projection.shape), projection.stride()),
+        is_channels_last(x),
+    )
 
 
 def unit_fwd(
@@ -52,12 +64,8 @@ def unit_fwd(
     keep: bool,
     want_stats: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...]]:
-    made, dense, like = _plan(unit, x, params[2::3], projection), nhwc(x), x
-    outputs = []
-    for shape, weight in zip(made.shapes, params[2::3], strict=True):
-        last = len(outputs) + 1 == len(made.shapes)
-        outputs.append(Output(shape, x.dtype, like, weight) if keep or last else None)
-        like = outputs[-1].out if keep or last else like
+    made, dense, last = _plan(unit, x, params[2::3], projection), nhwc(x), len(unit.layers) - 1
+    outputs = [Output(s, x.dtype, *made.likes[i]) if keep or i == last else None for i, s in enumerate(made.shapes)]
     y, inner = outputs[-1], outputs[:-1]
     y_stats = empty_wide((tiles(made.shapes[-1]), 3, made.shapes[-1][1]), x) if want_stats else None
     bns, stats = empty_wide((5, made.bns_width), x), None if stats is None else stats.contiguous()
@@ -72,7 +80,7 @@ def unit_fwd(
 def unit_recompute(unit: Unit, x: Tensor, bns: Tensor, projection: Tensor | None, params: Sequence[Tensor | None]) -> Tensor:
     weights = params[2::3]
     made, dense, bns = _plan(unit, x, weights, projection), nhwc(x), bns.contiguous()
-    y = Output(made.shapes[-1], x.dtype, x, *weights)
+    y = Output(made.shapes[-1], x.dtype, *made.likes[-1])
     layers = [pointer for w in weights for pointer in (0, 0, w.data_ptr(), 0, 0, 0)]
     inner = [0] * (len(weights) - 1)
     with_workspace(
