@@ -260,10 +260,10 @@ struct Bwd {
         const int64_t inputs = inputs_of(conv.h, tile.rows).count;
         for (int64_t j = 0; j < inputs; ++j)
             for (int64_t s = 0; z_rows.needed(j % conv.h.stride) && s < conv.w.kernel; ++s)
-                pair_pixels(z_plane.data + j * z_plane.row + place(z_plane, 0, s) + z_part.first, z_plane.pitch, pixels, padded(z_part.count),
+                pair_rows(z_plane.data + j * z_plane.row + place(z_plane, 0, s) + z_part.first, z_plane.pitch, pixels, padded(z_part.count),
                             own.z_pairs + j * z_row + s * tap + 2 * z_part.first, z_pitch);
         for (int64_t i = 0; i < rows; ++i)
-            pair_pixels(dy_plane.data + i * dy_plane.row + dy_part.first, dy_plane.pitch, pixels, padded(dy_part.count),
+            pair_rows(dy_plane.data + i * dy_plane.row + dy_part.first, dy_plane.pitch, pixels, padded(dy_part.count),
                         own.dy_pairs + i * dy_row + 2 * dy_part.first, dy_pitch);
         wgrad.add(own.dweight, slice, fresh, {own.z_pairs, z_pitch, conv.h.stride * z_row}, {own.dy_pairs, dy_pitch, dy_row}, true, conv, rows, pairs, prefetch,
                   [&](int64_t r, int64_t s) { return r * conv.h.dilation * z_row + s * tap; });

@@ -40,6 +40,33 @@ INLINE E converted(S value) {
         return E(widened(value));
 }
 
+// A square of 32-bit words, floats or pairs of bfloat16, from rows to columns; pitches in elements.
+template <class T>
+INLINE void transpose_words(const T* from, int64_t from_pitch, T* to, int64_t to_pitch) {
+    constexpr int W = LANES<uint32_t>;
+    Bits rows[W];
+    UNROLL for (int i = 0; i < W; ++i) __builtin_memcpy(rows + i, from + i * from_pitch, sizeof rows[i]);
+    transpose(rows);
+    UNROLL for (int i = 0; i < W; ++i) __builtin_memcpy(to + i * to_pitch, rows + i, sizeof rows[i]);
+}
+
+#if defined(__AVX512BF16__)
+// Rows 2*i and 2*i + 1 with their channels side by side, as a reduction over pairs of rows wants them; they end with a row of zeros where
+// `count` is odd.
+template <class E>
+void pair_rows(const E* row, int64_t pitch, int64_t count, int64_t channels, E* pairs, int64_t pairs_pitch) {
+    static_assert(sizeof(E) == 2);
+    for (int64_t i = 0; i < count; i += 2, row += 2 * pitch, pairs += pairs_pitch)
+        for (int64_t c = 0; c < channels; c += CHANNEL_PAD) {
+            Quarter first, second = {};
+            __builtin_memcpy(&first, row + c, sizeof first);
+            if (i + 1 < count) __builtin_memcpy(&second, row + pitch + c, sizeof second);
+            const auto both = interleaved(first, second);
+            __builtin_memcpy(pairs + 2 * c, &both, sizeof both);
+        }
+}
+#endif
+
 // The share of thread t: whole (panel, tap) pieces.
 template <class S, class E>
 void pack(E* packed, const S* weight, Side lanes, Side reduction, const Tap* taps, int64_t count, int t, int threads) {
@@ -56,12 +83,26 @@ void pack(E* packed, const S* weight, Side lanes, Side reduction, const Tap* tap
         if (filled < width || reduction.count < depth) clear(to, depth * width);
         auto at = [&](int64_t k) { return to + k / P * P * width + k % P; };
         if (lanes.stride == 1) {
+#if defined(__AVX512BF16__)
+            if constexpr (P == 2)
+                if (filled % CHANNEL_PAD == 0) {
+                    pair_rows(from, reduction.stride, reduction.count, filled, to, P * width);
+                    continue;
+                }
+#endif
             for (int64_t k = 0; k < reduction.count; ++k)
                 for (int i = 0; i < filled; ++i) at(k)[i * P] = converted<S, E>(from[k * reduction.stride + i]);
             continue;
         }
         // A transposition, in blocks that read whole cache lines and write what stays in L1.
-        for (int64_t k0 = 0; k0 < reduction.count; k0 += CHANNEL_PAD)
+        int64_t done = 0;
+        if constexpr (sizeof(S) * P == sizeof(uint32_t)) {
+            constexpr int W = LANES<uint32_t>;
+            if (reduction.stride == 1 && filled % W == 0)
+                for (; done + W * P <= reduction.count; done += W * P)
+                    for (int i = 0; i < filled; i += W) transpose_words(from + i * lanes.stride + done, lanes.stride, to + done * width + i * P, width * P);
+        }
+        for (int64_t k0 = done; k0 < reduction.count; k0 += CHANNEL_PAD)
             for (int i = 0; i < filled; ++i)
                 for (int64_t k = k0; k < smaller(reduction.count, k0 + CHANNEL_PAD); ++k)
                     at(k)[i * P] = converted<S, E>(from[i * lanes.stride + k * reduction.stride]);

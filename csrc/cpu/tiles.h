@@ -44,13 +44,13 @@ INLINE Conv flattened(Conv conv) {
     return conv;
 }
 
-constexpr int64_t L1_BYTES = 48 << 10, L2_BYTES = 512 << 10;
+constexpr int64_t PLANE_BYTES = 128 << 10, L2_BYTES = 512 << 10;
 
-// plane_channels: bytes of all planes in a pixel; weights: bytes of the packed weights. Planes should stay in L1; where the weights do
-// not stay in L2, larger tiles use them more often.
+// plane_bytes: of all planes in a pixel; weights: bytes of the packed weights. Planes may outgrow L1, for a block reads them panel by panel;
+// tiles that fit it would add up dweight twice as often. Where the weights do not stay in L2, still larger tiles use them more often.
 INLINE Tiling tiling_of(const Conv& conv, int64_t plane_bytes, int64_t weights, int threads) {
     bool big = weights > L2_BYTES / 2;
-    int64_t budget = big ? L2_BYTES : L1_BYTES, most = big ? 256 : conv.h.out == 1 ? 128 : 256;
+    int64_t budget = big ? L2_BYTES : PLANE_BYTES, most = big ? 256 : conv.h.out == 1 ? 128 : 256;
     int64_t columns = conv.w.out, rows = 1;
     if (conv.h.out == 1 || columns > 256) {
         int64_t pixels = larger<int64_t>(32, smaller(most, budget / plane_bytes / 8 * 8));

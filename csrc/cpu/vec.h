@@ -127,6 +127,31 @@ INLINE void store(S* p, Vec<wide<S>> v, int n) {
 }
 #endif
 
+template <int... I>
+struct Indices {};
+template <int N, int... I>
+struct Counted : Counted<N - 1, N - 1, I...> {};
+template <int... I>
+struct Counted<0, I...> {
+    using type = Indices<I...>;
+};
+
+// One step of a transposition: lanes l with the bit STEP change places between two rows.
+template <int STEP, int... L>
+INLINE void exchange(Bits& a, Bits& b, Indices<L...>) {
+    constexpr int W = sizeof...(L);
+    const Bits low = __builtin_shufflevector(a, b, (L & STEP ? W + L - STEP : L)...);
+    b = __builtin_shufflevector(a, b, (L & STEP ? W + L : L + STEP)...);
+    a = low;
+}
+template <int STEP = 1>
+INLINE void transpose(Bits (&rows)[LANES<uint32_t>]) {
+    constexpr int W = LANES<uint32_t>;
+    UNROLL for (int i = 0; i < W; ++i)
+        if (!(i & STEP)) exchange<STEP>(rows[i], rows[i + STEP], typename Counted<W>::type());
+    if constexpr (2 * STEP < W) transpose<2 * STEP>(rows);
+}
+
 #if defined(__AVX512BF16__)
 // 16 channels of a pixel, and of two pixels channel by channel.
 typedef uint16_t Quarter __attribute__((vector_size(32)));

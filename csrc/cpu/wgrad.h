@@ -4,7 +4,7 @@
 // own, and the buffers are added in the order of the threads. Where a buffer would not stay in L2 each thread has some of the rows
 // instead, and all tiles.
 #pragma once
-#include "mac.h"
+#include "pack.h"
 #include "tiles.h"
 
 namespace fused_preact::FUSED_PREACT_ISA {
@@ -90,22 +90,5 @@ struct WeightGradient {
             }
     }
 };
-
-#if defined(__AVX512BF16__)
-// Pixels 2*i and 2*i + 1 of a row with their channels side by side, as the reduction over pairs of pixels wants them. The row ends with a
-// zero where `count` is odd.
-template <class E>
-void pair_pixels(const E* row, int64_t pitch, int64_t count, int64_t channels, E* pairs, int64_t pairs_pitch) {
-    static_assert(sizeof(E) == 2);
-    for (int64_t i = 0; i < count; i += 2, row += 2 * pitch, pairs += pairs_pitch)
-        for (int64_t c = 0; c < channels; c += CHANNEL_PAD) {
-            Quarter first, second = {};
-            __builtin_memcpy(&first, row + c, sizeof first);
-            if (i + 1 < count) __builtin_memcpy(&second, row + pitch + c, sizeof second);
-            const auto both = interleaved(first, second);
-            __builtin_memcpy(pairs + 2 * c, &both, sizeof both);
-        }
-}
-#endif
 
 }  // namespace fused_preact::FUSED_PREACT_ISA
