@@ -28,10 +28,11 @@ class UnitTensors(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """What the Function needs besides tensors."""
+    """What the Function needs besides tensors. It saves the inputs of all units or of the first alone; with `keep_inner`, of all layers."""
 
     units: tuple[Unit, ...]
-    keep: bool
+    keep_inputs: bool
+    keep_inner: bool
     want_stats: bool
     dtype: torch.dtype | None
     group: Group | None
@@ -39,9 +40,9 @@ class Chain(NamedTuple):
 
 
 class PreActUnits(torch.autograd.Function):
-    """x_{l+1} = x_l + F(x_l) for one or several units (equation 3); saves the input of the first and every unit's bn vectors.
+    """x_{l+1} = x_l + F(x_l) for one or several units (equation 3); saves x, every unit's bn vectors, and what `Chain` says.
 
-    With `keep` also the outputs of the inner layers. What is not saved is recomputed in backward from the same bits.
+    What is not saved is recomputed in backward from the same bits.
     """
 
     @staticmethod
@@ -54,8 +55,10 @@ class PreActUnits(torch.autograd.Function):
         h, saved, last = x, [], len(chain.units) - 1
         for i, (unit, (projection, *params)) in enumerate(zip(chain.units, _parts(chain, tensors), strict=True)):
             wanted = chain.want_stats if i == last else chain.units[i + 1].layers[0].batch
+            if i and chain.keep_inputs:
+                saved.append(h)
             h, stats, bns, inner = run.unit_fwd(
-                unit, h, stats, projection, params, buffers[i], chain.keep, wanted, chain.insisted, **exchange
+                unit, h, stats, projection, params, buffers[i], chain.keep_inner, wanted, chain.insisted, **exchange
             )
             saved += [bns, *inner]
         # gamma and beta live on in bns.
@@ -76,21 +79,18 @@ class PreActUnits(torch.autograd.Function):
         exchange = {} if chain.group is None else {"reduce": reduce(chain.group)}
         run = unit_operators if traced(x) and not exchange else composed
         parts, wants = _parts(chain, tensors), _parts(chain, need[4:])
-        kept = [len(unit.layers) if chain.keep else 1 for unit in chain.units]
-        saved = [saved[sum(kept[:i]) : sum(kept[: i + 1])] for i in range(len(kept))]
-        inputs = [x]
-        for i, unit in enumerate(chain.units[:-1]):
+        inputs, vectors, inners = _saved(chain, x, saved)
+        for i in range(len(inputs) - 1, len(chain.units) - 1):
             projection, *params = parts[i]
-            inputs.append(run.unit_recompute(unit, inputs[-1], saved[i][0], projection, params, dy, chain.insisted))
+            inputs.append(run.unit_recompute(chain.units[i], inputs[i], vectors[i], projection, params, dy, chain.insisted))
         grads: list[Tensor | None] = []
         for i in reversed(range(len(chain.units))):
             below = need[2] or any(any(want) for want in wants[:i])
             needs = _needs(below, wants[i])
-            bns, *inner = saved[i]
             projection, *params = parts[i]
             if any(needs.flat()):
                 dy, dprojection, given = run.unit_bwd(
-                    chain.units[i], dy, inputs.pop(), bns, inner, projection, params, needs, chain.insisted, **exchange
+                    chain.units[i], dy, inputs.pop(), vectors[i], inners[i], projection, params, needs, chain.insisted, **exchange
                 )
                 grads = [dprojection, *_spread(given, needs, wants[i]), *grads]
             else:
@@ -107,6 +107,20 @@ def _parts(chain: Chain, flat: Sequence[Any]) -> list[Sequence[Any]]:
         parts.append(flat[start:end])
         start = end
     return parts
+
+
+def _saved(chain: Chain, x: Tensor, saved: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Sequence[Tensor]]]:
+    """Inputs (of the first unit alone if the others' are not kept), bn vectors and inner outputs of the units, from what was saved."""
+    inputs, vectors, inners, at = [x], [], [], 0
+    for i, unit in enumerate(chain.units):
+        if i and chain.keep_inputs:
+            inputs.append(saved[at])
+            at += 1
+        end = at + (len(unit.layers) if chain.keep_inner else 1)
+        vectors.append(saved[at])
+        inners.append(saved[at + 1 : end])
+        at = end
+    return inputs, vectors, inners
 
 
 def _needs(below: bool, want: Sequence[bool]) -> Needs:
@@ -138,7 +152,7 @@ def preact_unit(
         parts: the units and their tensors, in order. conv weights in x's dtype, or any floating dtype under autocast.
         stats: statistics of x as the unit before returned them, instead of reading x once more.
         return_stats: return (y, statistics of y).
-        memory: "layer" saves every layer's input; "unit" and "segment" only x (of the first unit), and recompute the rest in backward.
+        memory: "layer" saves every layer's input, "unit" every unit's, "segment" only x; backward recomputes the rest.
         process_group: processes to share batch statistics with (SyncBatchNorm).
 
     Raises: ValueError or TypeError for what doesn't fit; `BackendRefusal`.
@@ -153,8 +167,9 @@ def preact_unit(
     if x.size(0) < 2 and process_group is None:
         checks.unit_statistics(x.shape, parts)
     # Without gradients there is no backward to keep anything for.
-    keep = memory == "layer" and torch.is_grad_enabled()
-    chain = Chain(tuple(p.unit for p in parts), keep, return_stats, dtype, process_group, insisted())
+    keep = torch.is_grad_enabled()
+    units, keep_inputs, keep_inner = tuple(p.unit for p in parts), keep and memory != "segment", keep and memory == "layer"
+    chain = Chain(units, keep_inputs, keep_inner, return_stats, dtype, process_group, insisted())
     tensors = [t for p in parts for t in (p.projection, *p.params)]
     y, out = PreActUnits.apply(chain, [p.buffers for p in parts], x, stats, *tensors)
     return (y, out) if return_stats else y

@@ -6,16 +6,21 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from fused_preact.functional import preact_unit
+from fused_preact.functional.preact_unit import MEMORIES
 from fused_preact.modules.children import any_global_hook, has_hooks, own_forward
-from fused_preact.modules.preact_unit import PreActResidual
+from fused_preact.modules.preact_unit import PreActResidual, Reading
+
+# Gradients of a chain's parameters arrive together: long enough to save time, short enough to overlap with their exchange (DDP).
+CHAIN_UNITS = 8
 
 
 class PreActSequential(nn.Sequential):
     """An nn.Sequential of pre-activation units. Each unit's output statistics come from its last convolution and go to the next unit.
 
-    Units with memory="segment" are run in segments of `segment` units (None: about the square root of their number, which balances what
-    a segment saves and what it recomputes). A unit that somebody watches (hooks), or that has a forward of its own, runs by itself, through
-    __call__; so does any other module among them, without statistics.
+    Several units run as one differentiable function, which saves the time between them. Units with memory="segment" are run in segments
+    of `segment` units (None: about the square root of their number, which balances what a segment saves and what it recomputes). A unit
+    that somebody watches (hooks), or that has a forward of its own, runs by itself, through __call__; so does any other module among
+    them, without statistics.
     """
 
     def __init__(self, *units: Any, segment: int | None = None) -> None:
@@ -32,34 +37,50 @@ class PreActSequential(nn.Sequential):
 
     def forward(self, x: Tensor, stats: Tensor | None = None, return_stats: bool = False) -> Tensor | tuple[Tensor, Tensor | None]:
         """(N, C, H, W) through all units; stats and return_stats as in a single unit."""
-        pieces = self._segments()
+        pieces = self._pieces()
         for i, piece in enumerate(pieces):
-            wanted = return_stats if i == len(pieces) - 1 else takes_statistics(pieces[i + 1][0])
-            x, stats = _segment(piece, x, stats, wanted) if len(piece) > 1 else hand_on(piece[0], x, stats, wanted)
+            wanted = return_stats if i == len(pieces) - 1 else takes_statistics(pieces[i + 1].first)
+            x, stats = piece(x, stats, wanted)
         return (x, stats) if return_stats else x
 
-    def _segments(self) -> list[list[nn.Module]]:
-        """The units in pieces: segments, whose norms all share statistics with the same processes, and single units."""
-        members = [isinstance(unit, PreActResidual) and unit.joins_segments() for unit in self]
-        length = self.segment or max(1, math.isqrt(sum(members)))
-        pieces: list[list[nn.Module]] = []
-        groups: set | None = None
-        for unit, member in zip(self, members, strict=True):
-            own = unit.sync_groups() if member else set()
-            if member and groups is not None and len(pieces[-1]) < length and len(groups | own) <= 1:
-                pieces[-1].append(unit)
-                groups |= own
-            else:
-                pieces.append([unit])
-                groups = own if member else None
+    def _pieces(self) -> list["_Piece"]:
+        """The units in chains, of one memory mode and with norms that share statistics with the same processes, and single modules."""
+        lengths = dict.fromkeys(MEMORIES, CHAIN_UNITS)
+        lengths["segment"] = self.segment or max(1, math.isqrt(sum(getattr(unit, "memory", "") == "segment" for unit in self)))
+        pieces: list[_Piece] = []
+        for unit in self:
+            joins = isinstance(unit, PreActResidual) and unit.joins_chains()
+            reading = unit.read() if joins else None
+            if reading is None:
+                pieces.append(_Piece(unit))
+            elif not (pieces and pieces[-1].takes(unit, reading, lengths)):
+                pieces.append(_Piece(unit, reading))
         return pieces
 
 
-def _segment(units: list[PreActResidual], x: Tensor, stats: Tensor | None, want_stats: bool) -> tuple[Tensor, Tensor | None]:
-    group = next(iter(set().union(*(unit.sync_groups() for unit in units))), None)
-    parts = (unit.tensors() for unit in units)
-    y = preact_unit(x, *parts, stats=stats, return_stats=want_stats, memory="segment", process_group=group)
-    return y if want_stats else (y, None)
+class _Piece:
+    """What runs as one: a chain of units, read already, or a module that is called."""
+
+    def __init__(self, first: nn.Module, reading: Reading | None = None) -> None:
+        self.first = first
+        self.parts = [] if reading is None else [reading.tensors]
+        self.groups = set() if reading is None else reading.groups
+
+    def takes(self, unit: PreActResidual, reading: Reading, lengths: dict[str, int]) -> bool:
+        """Append a unit to the chain if it fits."""
+        groups = self.groups | reading.groups
+        if not self.parts or unit.memory != self.first.memory or len(self.parts) >= lengths[unit.memory] or len(groups) > 1:
+            return False
+        self.parts.append(reading.tensors)
+        self.groups = groups
+        return True
+
+    def __call__(self, x: Tensor, stats: Tensor | None, want_stats: bool) -> tuple[Tensor, Tensor | None]:
+        if not self.parts:
+            return hand_on(self.first, x, stats, want_stats)
+        group = next(iter(self.groups), None)
+        y = preact_unit(x, *self.parts, stats=stats, return_stats=want_stats, memory=self.first.memory, process_group=group)
+        return y if want_stats else (y, None)
 
 
 def takes_statistics(module: nn.Module) -> bool:

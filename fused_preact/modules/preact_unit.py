@@ -1,6 +1,7 @@
 """Residual units with full pre-activation (He et al. 2016, figure 4e): x + F(x), each unit one differentiable function."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +25,13 @@ from fused_preact.modules.children import (
 
 PREACTS = ("branch", "shared", "none")
 SHORTCUTS = ("auto", *UNIT_SHORTCUTS)
+
+
+class Reading(NamedTuple):
+    """A unit's record and tensors, and the group of processes (None: this one alone) that its norms share batch statistics with, if any."""
+
+    tensors: UnitTensors
+    groups: set[Group | None]
 
 
 class PreActResidual(nn.Module):
@@ -68,57 +76,60 @@ class PreActResidual(nn.Module):
         children = self._modules
         return [(children.get(bn), children[conv]) for bn, conv in self.names]
 
-    def must_call_children(self) -> bool:
-        """Whether reading the children is not enough: one is watched, is not what it was or got a bias."""
-        layers = self.layers()
-        convs = [conv for _, conv in layers]
-        if "downsample" in self._modules:
-            convs.append(self.downsample)
-        return any_global_hook() or any(must_call(bn) for bn, _ in layers) or any(must_call(c) or c.bias is not None for c in convs)
-
-    def sync_groups(self) -> set[Group | None]:
-        """The groups of processes (None: this one alone) that norms of this unit share their batch statistics with."""
-        return {sync_group(bn) for bn, _ in self.layers() if uses_batch_statistics(bn)}
-
-    def joins_segments(self) -> bool:
-        """Whether a segment may run this unit's arithmetic without calling the unit: nobody would notice."""
-        if self.memory != "segment" or self._compiled_call_impl is not None or not self.is_plain():
-            return False
-        return not self.must_call_children()
-
     def is_plain(self) -> bool:
         """Whether nobody watches the unit or put another forward into it."""
         return not (own_forward(self, PreActResidual) or has_hooks(self) or any_global_hook())
 
     def takes_statistics(self) -> bool:
         """Whether the unit can be given the statistics of its input, and uses them."""
-        return self.is_plain() and uses_batch_statistics(self.layers()[0][0])
+        return self.is_plain() and uses_batch_statistics(self._modules.get(self.names[0][0]))
 
-    def tensors(self) -> UnitTensors:
-        """The unit as it is now, read from the children: for `preact_unit`."""
-        layers, params, buffers = [], [], []
-        for bn, conv in self.layers():
+    def joins_chains(self) -> bool:
+        """Whether a chain may run this unit's arithmetic without calling the unit: nobody would notice."""
+        return self._compiled_call_impl is None and self.is_plain()
+
+    def read(self) -> Reading | None:
+        """The unit as it is now, read from the children.
+
+        None if that is not enough and they must be called: one is watched, is not what it was or got a bias, or the norms share
+        statistics with different processes.
+        """
+        if any_global_hook():
+            return None
+        layers, params, buffers, groups, children = [], [], [], set(), self._modules
+        for bn_name, conv_name in self.names:
+            bn, conv = children.get(bn_name), children[conv_name]
+            if must_call(conv) or conv.bias is not None or must_call(bn):
+                return None
             layer = layer_of(bn, conv_of(conv))
             layers.append(layer)
+            weight = conv._parameters["weight"]
             if bn is None:
-                params += (None, None, conv._parameters["weight"])
-            else:
-                params += (bn._parameters["weight"], bn._parameters["bias"], conv._parameters["weight"])
-                if layer.update or not layer.batch:
-                    buffers += buffers_of(bn)
-        downsample = self._modules.get("downsample")
-        projection = None if downsample is None else conv_of(downsample)
-        unit = Unit(tuple(layers), self.shortcut, self.preact == "shared", projection)
-        return UnitTensors(unit, None if downsample is None else downsample._parameters["weight"], params, buffers)
+                params += (None, None, weight)
+                continue
+            params += (bn._parameters["weight"], bn._parameters["bias"], weight)
+            if layer.batch:
+                groups.add(sync_group(bn))
+            if layer.update or not layer.batch:
+                buffers += buffers_of(bn)
+        if len(groups) > 1:
+            return None
+        downsample = children.get("downsample")
+        if downsample is None:
+            return Reading(UnitTensors(Unit(tuple(layers), self.shortcut, self.preact == "shared"), None, params, buffers), groups)
+        if must_call(downsample) or downsample.bias is not None:
+            return None
+        unit = Unit(tuple(layers), self.shortcut, self.preact == "shared", conv_of(downsample))
+        return Reading(UnitTensors(unit, downsample._parameters["weight"], params, buffers), groups)
 
     def forward(self, x: Tensor, stats: Tensor | None = None, return_stats: bool = False) -> Tensor | tuple[Tensor, Tensor | None]:
         """x (N, in_channels, H, W) -> x + F(x). stats: statistics of x from the unit before; return_stats: return those of the result."""
-        groups = self.sync_groups()
-        if len(groups) > 1 or self.must_call_children():
+        reading = self.read()
+        if reading is None:
             y = self.call_children(x)
             return (y, None) if return_stats else y
-        group = next(iter(groups), None)
-        return preact_unit(x, self.tensors(), stats=stats, return_stats=return_stats, memory=self.memory, process_group=group)
+        group = next(iter(reading.groups), None)
+        return preact_unit(x, reading.tensors, stats=stats, return_stats=return_stats, memory=self.memory, process_group=group)
 
     def call_children(self, x: Tensor) -> Tensor:
         """The same unit through the children themselves, unfused."""

@@ -165,7 +165,7 @@ def test_batched_gradients_of_the_tail_are_refused():
 
 def replaced(unit, i, value):
     """The parts of `unit` with one of its params replaced."""
-    parts = unit.tensors()
+    parts = unit.read().tensors
     params = list(parts.params)
     params[i] = value
     return parts._replace(params=params)
@@ -182,8 +182,12 @@ BLOCK = PreActBlock(4, 4)
         (replaced(BLOCK, 3, [1.0] * 4), TypeError, "bn2 must be a Tensor or None, got list"),
         (replaced(BLOCK, 5, torch.ones(4)), ValueError, r"conv2 must have 4 dimensions \(K, C/groups, R, S\), got \(4,\)"),
         (replaced(BLOCK, 2, None), ValueError, "conv1 must have 4 dimensions .* got NoneType"),
-        (BLOCK.tensors()._replace(projection=torch.ones(4, 4, 1, 1)), ValueError, "projection must be given for shortcut 'projection'"),
-        (PreActBlock(4, 8).tensors()._replace(projection=None), ValueError, "projection must be given for shortcut 'projection'"),
+        (
+            BLOCK.read().tensors._replace(projection=torch.ones(4, 4, 1, 1)),
+            ValueError,
+            "projection must be given for shortcut 'projection'",
+        ),
+        (PreActBlock(4, 8).read().tensors._replace(projection=None), ValueError, "projection must be given for shortcut 'projection'"),
         (
             replaced(BLOCK, 5, torch.ones(8, 4, 3, 3)),
             ValueError,
@@ -194,7 +198,7 @@ BLOCK = PreActBlock(4, 4)
             ValueError,
             "shortcut 'pad' needs at least as many channels out as in, got 4 in and 3 out",
         ),
-        (PreActBlock(4, 4, eps=-1.0).tensors(), ValueError, "eps of bn1 must be a positive number, got -1.0"),
+        (PreActBlock(4, 4, eps=-1.0).read().tensors, ValueError, "eps of bn1 must be a positive number, got -1.0"),
     ],
 )
 def test_preact_unit_refuses(parts, error, words):
@@ -206,7 +210,7 @@ def test_preact_unit_refuses(parts, error, words):
 def test_memory_of_the_function_is_checked():
     unit = PreActBlock(4, 4)
     with pytest.raises(ValueError, match="memory must be one of 'layer', 'unit', 'segment', got 'all'"):
-        fp.preact_unit(torch.randn(2, 4, 4, 4), unit.tensors(), memory="all")
+        fp.preact_unit(torch.randn(2, 4, 4, 4), unit.read().tensors, memory="all")
 
 
 def test_expected_more_than_one_value_inside_a_unit():

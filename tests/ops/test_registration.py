@@ -56,7 +56,7 @@ def unit_samples(fmt: torch.memory_format, dtype: torch.dtype, n: int) -> Iterat
         PreActBlock(4, 6, 2, preact="shared", shortcut="pad"),
         PreActBlock(4, 4, preact="none"),
     ):
-        spec, projection, params, buffers = unit.to(dtype).tensors()
+        spec, projection, params, buffers = unit.to(dtype).read().tensors
         params = [p if p is None else p.detach() for p in params]
         projection = None if projection is None else projection.detach()
         x = torch.randn(n, params[2].size(1), 5, 6, dtype=dtype).contiguous(memory_format=fmt)
