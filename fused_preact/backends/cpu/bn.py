@@ -6,7 +6,7 @@ from torch import Tensor
 from fused_preact import _cpu
 from fused_preact.backends import eager
 from fused_preact.backends.cpu.launch import Output, address, launch, nhwc, vector
-from fused_preact.backends.layout import empty_wide, tiles, wide
+from fused_preact.backends.layout import empty_wide, memory_format, tiles, wide
 
 
 def _sizes(x: Tensor) -> tuple[int, int]:
@@ -70,7 +70,7 @@ def bn_coeffs(sums: Tensor, bn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def bn_relu(x: Tensor, bn: Tensor, relu: bool) -> Tensor:
     if not x.numel():
         return eager.bn_relu(x, bn, relu)
-    dense, bn, z = nhwc(x), bn.contiguous(), Output(x.shape, x.dtype, x)
+    dense, bn, z = nhwc(x), bn.contiguous(), Output(x.shape, x.dtype, memory_format(x))
     launch(_cpu.bn_relu, x, *_sizes(x), relu, dense.data_ptr(), bn.data_ptr(), z.address())
     return z.result()
 
@@ -78,7 +78,7 @@ def bn_relu(x: Tensor, bn: Tensor, relu: bool) -> Tensor:
 def bn_relu_bwd(dz: Tensor, x: Tensor, bn: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
     if not x.numel():
         return eager.bn_relu_bwd(dz, x, bn, relu)
-    dz, dense, bn, g = nhwc(dz, x.dtype), nhwc(x), bn.contiguous(), Output(x.shape, x.dtype, x)
+    dz, dense, bn, g = nhwc(dz, x.dtype), nhwc(x), bn.contiguous(), Output(x.shape, x.dtype, memory_format(x))
     sums = empty_wide((tiles(x.shape), 2, x.size(1)), x)
     pointers = (dz.data_ptr(), dense.data_ptr(), bn.data_ptr(), g.address(), sums.data_ptr())
     launch(_cpu.bn_relu_bwd, x, *_sizes(x), relu, *pointers, sums.size(0))
@@ -90,6 +90,6 @@ def bn_bwd(g: Tensor, x: Tensor | None, coeffs: Tensor, residual_grad: Tensor | 
         return eager.bn_bwd(g, x, coeffs, residual_grad)
     dense = nhwc(g)
     x, coeffs, residual_grad = dense if x is None else nhwc(x, g.dtype), vector(coeffs, wide(g.dtype)), nhwc(residual_grad, g.dtype)
-    dx = Output(g.shape, g.dtype, g)
+    dx = Output(g.shape, g.dtype, memory_format(g))
     launch(_cpu.bn_bwd, g, *_sizes(g), dense.data_ptr(), x.data_ptr(), coeffs.data_ptr(), address(residual_grad), dx.address())
     return dx.result()

@@ -9,7 +9,7 @@ from fused_preact import _cpu
 from fused_preact.backends import eager
 from fused_preact.backends.cpu.bn import bn_stats
 from fused_preact.backends.cpu.launch import Output, address, launch, nhwc
-from fused_preact.backends.layout import conv_out_shape, empty_wide, stored, tiles
+from fused_preact.backends.layout import conv_out_shape, empty_wide, memory_format, stored, tiles
 from fused_preact.backends.records import Pair
 
 EMITS = {name: getattr(_cpu.Emit, name) for name in ("none", "dz", "g", "sums", "dx", "dx_sums")}
@@ -48,7 +48,7 @@ def bn_relu_conv2d_fwd(
     dense, residual = nhwc(x), nhwc(residual)
     bn = None if bn is None else bn.contiguous()
     bias = None if bias is None else bias.to(x.dtype).contiguous()
-    y = Output(shape, weight.dtype, x, weight)
+    y = Output(shape, weight.dtype, memory_format(x, weight))
     stats = empty_wide((tiles(shape), 3, shape[1]), x) if want_stats else None
     pointers = (dense.data_ptr(), address(bn), weight.data_ptr(), address(bias), address(residual), y.address(), address(stats))
     launch(_cpu.bn_relu_conv2d_fwd, x, conv, relu, *pointers, stats.size(0) if want_stats else 0)
@@ -104,8 +104,8 @@ def bn_relu_conv2d_bwd(
     dy_x, dy_add, add_dz, residual_grad = (nhwc(t, x.dtype) for t in (dy_x, dy_add, add_dz, residual_grad))
     bn, dy_coeffs, coeffs = (None if t is None else t.contiguous() for t in (bn, dy_coeffs, coeffs))
     dense_x = nhwc(x)
-    dy_out = Output(shape, dy.dtype, x, weight) if want_dy else None
-    out = Output(tuple(x.shape), x.dtype, x, weight) if emit in ("dz", "g", "dx", "dx_sums") else None
+    dy_out = Output(shape, dy.dtype, memory_format(x, weight)) if want_dy else None
+    out = Output(tuple(x.shape), x.dtype, memory_format(x, weight)) if emit in ("dz", "g", "dx", "dx_sums") else None
     sums = empty_wide((tiles(x.shape), 2, x.size(1)), x) if emit in ("g", "sums", "dx_sums") else None
     dweight = torch.empty_like(weight) if want_dw else None
     if want_dw and dweight.stride() != weight.stride():

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fused_preact import _cpu
-from fused_preact.backends import layout
 
 DTYPES = {torch.float32: _cpu.Dtype.float32, torch.float64: _cpu.Dtype.float64, torch.bfloat16: _cpu.Dtype.bfloat16}
 
@@ -90,10 +89,10 @@ def empty_nhwc(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 class Output:
-    """An activation that a kernel writes as NHWC, and that leaves with the strides of `layout.empty(shape, dtype, *like)`."""
+    """An activation that a kernel writes as dense NHWC, `written`, and that leaves as `out`, in the memory format that was asked for."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, *like: Tensor) -> None:
-        if layout.memory_format(*like) == torch.channels_last:
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+        if memory_format == torch.channels_last:
             self.out = self.written = empty_nhwc(shape, dtype)
             return
         self.out = torch.empty(shape, dtype=dtype)

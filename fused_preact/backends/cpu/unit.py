@@ -10,32 +10,33 @@ from torch import Tensor
 from fused_preact import _cpu
 from fused_preact.backends.cpu.conv import geometry
 from fused_preact.backends.cpu.launch import DTYPES, Output, address, nhwc, vector, with_workspace
-from fused_preact.backends.layout import empty, empty_wide, is_channels_last, tiles, wide
+from fused_preact.backends.layout import empty, empty_wide, is_channels_last, memory_format, tiles, wide
 from fused_preact.backends.records import Unit
 
 Shape = tuple[int, ...]
 
 
 class Plan:
-    """The native record of a unit on tensors of given shapes, and the shapes of what its layers give."""
+    """The native record of a unit on tensors of given shapes, and the shapes and formats of what its layers give."""
 
     def __init__(
         self, unit: Unit, dtype: torch.dtype, x: Shape, weights: tuple[tuple, ...], projection: tuple | None, channels_last: bool
     ) -> None:
-        h, layers, self.shapes = x, [], []
-        # Input and weight of each layer without memory: they decide the format of its output.
-        self.likes = []
+        h, layers, self.shapes, self.formats = x, [], [], []
+        # Tensors without memory: the input and the weight of a layer decide the format of its output.
         like = torch.empty(x, device="meta", memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         for layer, weight in zip(unit.layers, weights, strict=True):
             conv, h = geometry(h, *weight, *layer.conv)
             momentum = -1.0 if layer.momentum is None else layer.momentum
             layers.append((conv, layer.relu, layer.norm, layer.batch, layer.update, momentum, layer.eps))
             self.shapes.append(h)
-            self.likes.append((like, torch.empty_strided(*weight, device="meta")))
-            like = empty(h, dtype, *self.likes[-1])
+            own = torch.empty_strided(*weight, device="meta")
+            self.formats.append(memory_format(like, own))
+            like = empty(h, dtype, like, own)
         projected = None if projection is None else geometry(x, *projection, *unit.projection)[0]
         self.native = _cpu.Unit(DTYPES[dtype], layers, unit.shared, projected, tiles(x), tiles(h))
         self.channels = [shape[0][1] for shape in weights]
+        self.stats_shape = (tiles(h), 3, h[1])
         self.bns_width = sum(c for c, layer in zip(self.channels, unit.layers, strict=True) if layer.norm)
 
 
@@ -43,15 +44,8 @@ plan = functools.lru_cache(maxsize=4096)(Plan)
 
 
 def _plan(unit: Unit, x: Tensor, weights: Sequence[Tensor], projection: Tensor | None) -> Plan:
-    key = tuple((tuple(w.shape), w.stride()) for w in weights)
-    return plan(
-        unit,
-        x.dtype,
-        tuple(x.shape),
-        key,
-        None if projection is None else (tuple(projection.shape), projection.stride()),
-        is_channels_last(x),
-    )
+    key = tuple([(w.shape, w.stride()) for w in weights])
+    return plan(unit, x.dtype, x.shape, key, None if projection is None else (projection.shape, projection.stride()), is_channels_last(x))
 
 
 def unit_fwd(
@@ -65,9 +59,9 @@ def unit_fwd(
     want_stats: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...]]:
     made, dense, last = _plan(unit, x, params[2::3], projection), nhwc(x), len(unit.layers) - 1
-    outputs = [Output(s, x.dtype, *made.likes[i]) if keep or i == last else None for i, s in enumerate(made.shapes)]
+    outputs = [Output(s, x.dtype, made.formats[i]) if keep or i == last else None for i, s in enumerate(made.shapes)]
     y, inner = outputs[-1], outputs[:-1]
-    y_stats = empty_wide((tiles(made.shapes[-1]), 3, made.shapes[-1][1]), x) if want_stats else None
+    y_stats = empty_wide(made.stats_shape, x) if want_stats else None
     bns, stats = empty_wide((5, made.bns_width), x), None if stats is None else stats.contiguous()
     with _Layers(unit, params, buffers, wide(x.dtype)) as layers:
         with_workspace(
@@ -80,7 +74,7 @@ def unit_fwd(
 def unit_recompute(unit: Unit, x: Tensor, bns: Tensor, projection: Tensor | None, params: Sequence[Tensor | None]) -> Tensor:
     weights = params[2::3]
     made, dense, bns = _plan(unit, x, weights, projection), nhwc(x), bns.contiguous()
-    y = Output(made.shapes[-1], x.dtype, *made.likes[-1])
+    y = Output(made.shapes[-1], x.dtype, made.formats[-1])
     layers = [pointer for w in weights for pointer in (0, 0, w.data_ptr(), 0, 0, 0)]
     inner = [0] * (len(weights) - 1)
     with_workspace(
@@ -103,7 +97,7 @@ def unit_bwd(
     projection = None if projection is None else _own_strides(projection)
     made = _plan(unit, x, weights, projection)
     dense, dy, bns, inner = nhwc(x), nhwc(dy, x.dtype), bns.contiguous(), [nhwc(t) for t in inner]
-    dx = Output(tuple(x.shape), x.dtype, x, weights[0]) if needs.x else None
+    dx = Output(x.shape, x.dtype, memory_format(x, weights[0])) if needs.x else None
     dprojection = torch.empty_like(projection) if needs.projection else None
     dgamma, dbeta = (
         [bns.new_empty(c) if wanted else None for c, wanted in zip(made.channels, needs.affine, strict=True)] for _ in range(2)
@@ -120,6 +114,8 @@ def unit_bwd(
 
 def _own_strides(weight: Tensor) -> Tensor:
     """A weight with the strides that its gradient, `empty_like`, will have."""
+    if weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last):
+        return weight
     fresh = torch.empty_like(weight)
     return weight if fresh.stride() == weight.stride() else fresh.copy_(weight)
 
@@ -131,13 +127,13 @@ class _Layers:
         self.addresses, self.kept, self.moved, taken = [], [], [], 0
         for i, layer in enumerate(unit.layers):
             gamma, beta, weight = params[3 * i : 3 * i + 3]
-            own = (None, None, None)
+            mean = var = tracked = None
             if layer.norm and (layer.update or not layer.batch):
-                own, taken = buffers[taken : taken + 3], taken + 3
-            running = [self._usable(t, dtype) for t in own[:2]]
-            vectors = [vector(gamma, dtype), vector(beta, dtype)]
-            self.kept += [*vectors, *running]
-            self.addresses += map(address, (*vectors, weight, *running, own[2]))
+                mean, var, tracked = buffers[taken : taken + 3]
+                mean, var, taken = self._usable(mean, dtype), self._usable(var, dtype), taken + 3
+            vectors = vector(gamma, dtype), vector(beta, dtype)
+            self.kept += [*vectors, mean, var]
+            self.addresses += map(address, (*vectors, weight, mean, var, tracked))
 
     def _usable(self, buffer: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         if buffer is None or (buffer.dtype == dtype and buffer.is_contiguous()):
