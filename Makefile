@@ -53,8 +53,9 @@ asan: setup ## the kernel tests of the cpu backend under AddressSanitizer and UB
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		$(CURDIR)/$(BIN)/python -m pytest -s -n $(WORKERS) -m "not slow" -k cpu tests/ops tests/cpu/test_paths.py
 
-bench: setup ## time every layer shape, and the host time of a unit
+bench: setup ## time every layer shape, against the FMA peak too, and the host time of a unit
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/python -m benchmarks.layers
 	$(BIN)/python -m benchmarks.host_time
 
 lint: setup ## ruff's rules and format

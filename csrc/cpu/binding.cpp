@@ -190,6 +190,11 @@ void bind_unit(py::module_& m) {
         }))
         .def("fwd", &unit_fwd, "y, its stats, bns and inner activations; returns the bytes of workspace that were missing.")
         .def("bwd", &unit_bwd, "dx and the gradients of the parameters; returns the bytes of workspace that were missing.");
+    m.def("unit_launches", [] {
+        py::dict counted;
+        for (const auto& [name, count] : unit_launches()) counted[name] = count;
+        return counted;
+    }, "How often units launched each kernel since the library was loaded.");
 }
 
 // A tensor of NHWC memory from the pool, which gives its memory back when it dies.

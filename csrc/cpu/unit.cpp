@@ -1,6 +1,8 @@
 #include "unit.h"
 
 #include <algorithm>
+#include <atomic>
+#include <iterator>
 
 #include "bn_vectors.h"
 #include "checks.h"
@@ -27,6 +29,10 @@ struct Carver {
     }
 };
 
+constexpr const char* NAMES[] = {"bn_stats", "bn_relu", "bn_relu_conv2d_fwd", "bn_relu_conv2d_bwd", "bn_bwd"};
+enum Kernel { BN_STATS, BN_RELU, CONV_FWD, CONV_BWD, BN_BWD };
+std::atomic<int64_t> launches[std::size(NAMES)];
+
 // Every launch of a unit goes through here: counting, it only finds out how much workspace the kernels want.
 struct Launcher {
     bool counting;
@@ -35,9 +41,10 @@ struct Launcher {
     const char* error = nullptr;
 
     template <class Record>
-    void operator()(Status (*kernel)(const Record&), Record record) {
+    void operator()(Kernel name, Status (*kernel)(const Record&), Record record) {
         if (error || (error = impossible(record))) return;
         record.workspace = counting ? Workspace{} : workspace;
+        if (!counting) ++launches[name];
         const Status status = kernel(record);
         error = status.error;
         wanted = std::max(wanted, status.workspace);
@@ -107,22 +114,22 @@ void forward(const Pieces& p, Launcher& launch, const UnitFwd& args, const std::
             const int64_t tiles = i ? 1 : args.stats ? unit.x_tiles : 1;
             if (!own && layer.batch) {
                 own = stats;
-                launch(kernels().bn_stats, Elementwise{unit.dtype, args.threads, pixels_in(layer.conv), layer.conv.c, 1, false, h, nullptr, 0,
+                launch(BN_STATS, kernels().bn_stats, Elementwise{unit.dtype, args.threads, pixels_in(layer.conv), layer.conv.c, 1, false, h, nullptr, 0,
                                                        nullptr, nullptr, nullptr, nullptr, stats, {}});
             }
             if (!launch.counting) finalize(p, i, args.layers[i], own, tiles, frozen, args.bns);
         }
         // Unless it is x itself, the shortcut waits in y for the last convolution to be added.
         if (i == 0 && unit.projected)
-            launch(kernels().bn_relu_conv2d_fwd,
+            launch(CONV_FWD, kernels().bn_relu_conv2d_fwd,
                    BnReluConv2dFwd{unit.dtype, args.threads, unit.projection, layer.relu, args.x, unit.shared ? p.bn(args.bns, 0) : nullptr,
                                    p.pitch, args.projection, nullptr, nullptr, args.y, nullptr, 0, {}});
         else if (i == 0 && unit.shared && !launch.counting)
-            launch(kernels().bn_relu, Elementwise{unit.dtype, args.threads, pixels_in(layer.conv), layer.conv.c, 0, layer.relu, args.x,
+            launch(BN_RELU, kernels().bn_relu, Elementwise{unit.dtype, args.threads, pixels_in(layer.conv), layer.conv.c, 0, layer.relu, args.x,
                                                   p.bn(args.bns, 0), p.pitch, nullptr, nullptr, nullptr, args.y, nullptr, {}});
         const void* residual = unit.projected || unit.shared ? args.y : args.x;
         const bool next_stats = !last && unit.layers[i + 1].norm && unit.layers[i + 1].batch && !args.again;
-        launch(kernels().bn_relu_conv2d_fwd,
+        launch(CONV_FWD, kernels().bn_relu_conv2d_fwd,
                BnReluConv2dFwd{unit.dtype, args.threads, layer.conv, layer.relu, h, p.bn(args.bns, i), p.pitch, args.layers[i].weight, nullptr,
                                last ? residual : nullptr, last ? args.y : inner[i], last ? args.y_stats : next_stats ? stats : nullptr,
                                last ? unit.y_tiles : 1, {}});
@@ -142,6 +149,12 @@ int64_t Unit::bns_width(size_t layer) const {
     int64_t width = 0;
     for (size_t i = 0; i < layer; ++i) width += layers[i].norm ? layers[i].conv.c : 0;
     return width;
+}
+
+std::vector<std::pair<const char*, int64_t>> unit_launches() {
+    std::vector<std::pair<const char*, int64_t>> counted;
+    for (size_t i = 0; i < std::size(NAMES); ++i) counted.push_back({NAMES[i], launches[i]});
+    return counted;
 }
 
 Status launch_unit_fwd(const Unit& unit, const UnitFwd& args) {
@@ -172,7 +185,7 @@ Status launch_unit_bwd(const Unit& unit, const UnitBwd& args) {
             for (size_t i = 0; i + 1 < depth; ++i) {
                 const UnitLayer& layer = unit.layers[i];
                 again.push_back(carver.take(p.y_elements(i) * p.e));
-                launch(kernels().bn_relu_conv2d_fwd,
+                launch(CONV_FWD, kernels().bn_relu_conv2d_fwd,
                        BnReluConv2dFwd{unit.dtype, args.threads, layer.conv, layer.relu, inputs[i], p.bn(args.bns, i), p.pitch, args.weights[i],
                                        nullptr, nullptr, again[i], nullptr, 1, {}});
                 inputs.push_back(again[i]);
@@ -188,7 +201,7 @@ Status launch_unit_bwd(const Unit& unit, const UnitBwd& args) {
         const void* shortcut = wanted ? args.dy : nullptr;
         if (unit.projected && (wanted || args.dprojection)) {
             void* dz = wanted ? carver.take(p.x_elements() * p.e) : nullptr;
-            launch(kernels().bn_relu_conv2d_bwd,
+            launch(CONV_BWD, kernels().bn_relu_conv2d_bwd,
                    BnReluConv2dBwd{unit.dtype, args.threads, unit.projection, unit.layers[0].relu, wanted ? Emit::dz : Emit::none,
                                    {args.dy, nullptr, nullptr, nullptr, nullptr}, args.x, unit.shared ? p.bn(args.bns, 0) : nullptr, p.pitch,
                                    args.projection, nullptr, nullptr, nullptr, dz, nullptr, 1, args.dprojection, nullptr, {}});
@@ -209,7 +222,7 @@ Status launch_unit_bwd(const Unit& unit, const UnitBwd& args) {
             const bool written = emit == Emit::g || emit == Emit::dz;
             void* out = written ? (ends ? args.dx : g[i % 2 && g[1] ? 1 : 0]) : nullptr;
             const bool summed = emit == Emit::g || emit == Emit::sums;
-            launch(kernels().bn_relu_conv2d_bwd,
+            launch(CONV_BWD, kernels().bn_relu_conv2d_bwd,
                    BnReluConv2dBwd{unit.dtype, args.threads, layer.conv, layer.relu, emit, pending, inputs[i], bn, p.pitch, args.weights[i],
                                    add_dz, nullptr, nullptr, out, summed ? sums : nullptr, 1, args.dweight[i], nullptr, {}});
             if (!summed) continue;
@@ -219,7 +232,7 @@ Status launch_unit_bwd(const Unit& unit, const UnitBwd& args) {
                                   affine ? args.dbeta[i] : unused});
             pending = {out, inputs[i], own, nullptr, nullptr};
             if (ends && !launch.counting)  // it needs no workspace, and would run
-                launch(kernels().bn_bwd, Elementwise{unit.dtype, args.threads, pixels_in(layer.conv), layer.conv.c, 1, false, args.x, nullptr, 0, out,
+                launch(BN_BWD, kernels().bn_bwd, Elementwise{unit.dtype, args.threads, pixels_in(layer.conv), layer.conv.c, 1, false, args.x, nullptr, 0, out,
                                                      own, into_dz ? nullptr : shortcut, args.dx, nullptr, {}});
         }
     });

@@ -1,5 +1,6 @@
 // Whole residual units: their layers one after the other in one call, with what only travels between them in the workspace.
 #pragma once
+#include <utility>
 #include <vector>
 
 #include "records.h"
@@ -55,6 +56,9 @@ struct UnitBwd {
     std::vector<void*> dgamma, dbeta, dweight;
     Workspace workspace;
 };
+
+// How often the units of this process launched each kernel.
+std::vector<std::pair<const char*, int64_t>> unit_launches();
 
 Status launch_unit_fwd(const Unit&, const UnitFwd&);
 Status launch_unit_bwd(const Unit&, const UnitBwd&);

@@ -39,7 +39,7 @@ def compare(config: Config, against: Sequence[str], rounds: int, tell: Callable[
             measured[variant.name] = _weigh(variant, images, labels)
         tell(f"timing {rounds} rounds")
         steps = {variant.name: lambda step=variant.step: step(images, labels) for variant in variants}
-        probe, probed = fma_probe(config), []
+        probe, probed = fma_probe(config.device, config.torch_dtype), []
         times = interleaved(steps, rounds, device=config.device, each_round=probe and (lambda: probed.append(probe())))
         shared = shares(steps["fused"], config.device, config.backend)
     measurements = {name: Measurement(times[name], config.batch_size, *measured[name]) for name in measured}

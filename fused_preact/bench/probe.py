@@ -28,14 +28,14 @@ def step_flops(config: Config) -> int:
     return 3 * sum(counted) - counted[0]
 
 
-def fma_probe(config: Config) -> Callable[[], float] | None:
+def fma_probe(device: torch.device | str, dtype: torch.dtype) -> Callable[[], float] | None:
     """Measures in 10 ms how many GFLOP/s all threads together reach in registers and L1.
 
     None where nobody can tell: on a GPU, without the native library, in a dtype that it does not know.
     """
-    if torch.device(config.device).type != "cpu" or isinstance(backend("cpu"), str):
+    if torch.device(device).type != "cpu" or isinstance(backend("cpu"), str):
         return None
     from fused_preact import _cpu
 
-    dtype = getattr(_cpu.Dtype, config.dtype, None)
-    return None if dtype is None else lambda: 2e-9 * _cpu.probe(dtype, torch.get_num_threads(), SECONDS)
+    known = getattr(_cpu.Dtype, str(dtype).removeprefix("torch."), None)
+    return None if known is None else lambda: 2e-9 * _cpu.probe(known, torch.get_num_threads(), SECONDS)

@@ -50,14 +50,14 @@ def test_the_peak_is_twice_the_multiply_adds_on_all_threads(monkeypatch):
 
     asked = []
     monkeypatch.setattr(_cpu, "probe", lambda *args: asked.append(args) or 50e9)
-    assert fma_probe(Config("preact_resnet20", 1, dtype="float32"))() == pytest.approx(100)
-    assert fma_probe(Config("preact_resnet20", 1, dtype="bfloat16"))() == pytest.approx(100)
+    assert fma_probe("cpu", torch.float32)() == pytest.approx(100)
+    assert fma_probe("cpu", torch.bfloat16)() == pytest.approx(100)
     threads = torch.get_num_threads()
     assert asked == [(_cpu.Dtype.float32, threads, probe.SECONDS), (_cpu.Dtype.bfloat16, threads, probe.SECONDS)]
 
 
 def test_there_is_no_probe_where_nobody_can_tell(monkeypatch):
-    assert fma_probe(Config("preact_resnet20", 1, device="cuda")) is None
-    assert fma_probe(Config("preact_resnet20", 1, dtype="float16")) is None
+    assert fma_probe("cuda", torch.float32) is None
+    assert fma_probe("cpu", torch.float16) is None
     monkeypatch.setattr(probe, "backend", lambda name: "it is not built")
-    assert fma_probe(Config("preact_resnet20", 1)) is None
+    assert fma_probe("cpu", torch.float32) is None

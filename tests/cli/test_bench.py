@@ -37,7 +37,7 @@ def test_prints_a_table_and_writes_json_and_a_picture(tmp_path, capsys):
 @pytest.mark.parametrize("rate", [200.0, None])
 def test_every_round_probes_the_peak_where_there_is_a_probe(rate, monkeypatch, tmp_path, capsys):
     calls = []
-    monkeypatch.setattr(compare, "fma_probe", lambda config: rate and (lambda: calls.append(config.dtype) or rate + len(calls)))
+    monkeypatch.setattr(compare, "fma_probe", lambda device, dtype: rate and (lambda: calls.append(dtype) or rate + len(calls)))
     assert main([*SMALL, "--rounds", "3", "--json", "a.json"]) == 0
     report = json.loads((tmp_path / "a.json").read_text())
     fused, printed = report["variants"]["fused"], capsys.readouterr().out
@@ -45,7 +45,7 @@ def test_every_round_probes_the_peak_where_there_is_a_probe(rate, monkeypatch, t
         assert report["fma_peak_gflop_per_s"] is fused["of_fma_peak"] is None
         assert "FMA" not in printed
         return
-    assert calls == ["float32"] * 3
+    assert calls == [torch.float32] * 3
     assert report["fma_peak_gflop_per_s"] == {"median": 202.0, "q1": 201.5, "q3": 202.5}
     assert fused["of_fma_peak"] == pytest.approx(report["step_flops"] / (fused["step_ms"]["median"] * 1e-3) / 202e9)
     assert "202.0 GFLOP/s (201.5 .. 202.5)" in printed

@@ -116,6 +116,21 @@ def test_units_are_one_call_each_way(memory, dtype, asked):
     assert all(p.grad.isfinite().all() for p in chain.parameters())
 
 
+@pytest.mark.parametrize("memory", ["layer", "unit", "segment"])
+def test_kernels_of_a_chain(memory):
+    """Inner gradients are deferred into the convolutions: bn_bwd runs once a unit. Only the entry of the chain reads statistics."""
+    n = 5
+    chain = PreActSequential(*(PreActBottleneck(32, 8, memory=memory) for _ in range(n)))
+    x = torch.randn(2, 32, 9, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
+    before = _cpu.unit_launches()
+    chain(x).sum().backward()
+    launched = {name: count - before[name] for name, count in _cpu.unit_launches().items()}
+    # A segment of isqrt(5) units recomputes the units but its last; what lies inside a unit is recomputed by all but "layer".
+    recomputed = {"layer": 0, "unit": 2 * n, "segment": 2 * n + 3 * 2}[memory]
+    fwd = 3 * n + recomputed
+    assert launched == {"bn_stats": 1, "bn_relu": 0, "bn_relu_conv2d_fwd": fwd, "bn_relu_conv2d_bwd": 3 * n, "bn_bwd": n}
+
+
 @pytest.mark.parametrize("name", ["preact_resnet164", "preact_resnet50"])
 def test_a_network_runs_natively(name, asked):
     model = create_model(name, num_classes=3)
