@@ -19,6 +19,14 @@ struct Arena {
     }
 };
 
+// What `body` takes from an arena.
+template <class Body>
+INLINE size_t bytes_of(Body&& body) {
+    Arena counting{nullptr};
+    body(counting);
+    return counting.used;
+}
+
 // The share of `total` that thread t of `threads` works on: contiguous, in order.
 struct Share {
     int64_t begin, end;

@@ -3,6 +3,7 @@
 
 #include "dgrad.h"
 #include "kernels.h"
+#include "slices.h"
 #include "wgrad.h"
 
 namespace fused_preact::FUSED_PREACT_ISA {
@@ -14,22 +15,29 @@ struct Scratch {
     E *z, *dy;
     // Where the reduction over pixels takes pairs of them: z once for each tap of a kernel row.
     E *z_pairs, *dy_pairs;
-    A *tile, *dweight;
-    double* dbias;
-    Sums<A> sums;
-    Arena pixels;  // tables of the phases follow
+    A *tile, *dweight_rows;  // of a sliced dweight
+    Arena pixels;            // tables of the phases follow
 
-    Scratch(Arena& arena, int64_t z_elements, int64_t dy_elements, int64_t z_pair_elements, int64_t dy_pair_elements, int64_t dweight_elements,
-            int64_t c, int64_t k)
+    Scratch(Arena& arena, int64_t z_elements, int64_t dy_elements, int64_t z_pair_elements, int64_t dy_pair_elements, int64_t dweight_elements)
         : z(arena.take<E>(z_elements)),
           dy(arena.take<E>(dy_elements)),
           z_pairs(arena.take<E>(z_pair_elements)),
           dy_pairs(arena.take<E>(dy_pair_elements)),
           tile(arena.take<A>(CHUNK * PANEL<A>)),
-          dweight(arena.take<A>(dweight_elements)),
-          dbias(arena.take<double>(padded(k))),
-          sums(arena, c),
+          dweight_rows(arena.take<A>(dweight_elements)),
           pixels(arena) {}
+};
+
+// What a slice of the tiles adds up.
+template <class A>
+struct Partial {
+    A* dweight;
+    double* dbias;
+    Sums<A> sums;
+    bool fresh = true;  // nothing is in dweight yet
+
+    Partial(Arena& arena, int64_t dweight_elements, int64_t c, int64_t k)
+        : dweight(arena.take<A>(dweight_elements)), dbias(arena.take<double>(padded(k))), sums(arena, c) {}
 };
 
 template <class S, class E>
@@ -49,7 +57,8 @@ struct Bwd {
     Arena shared;
     A* identity;
     PhaseConvs<E> phases;
-    size_t thread_bytes;
+    size_t partial_bytes, thread_bytes, partials_at;
+    Slices slices;
 
     Bwd(const BnReluConv2dBwd& a)
         : args(a),
@@ -64,7 +73,9 @@ struct Bwd {
           dy{nullptr, plane_pitch(k), 0, 0},
           shared{static_cast<char*>(a.workspace.data)},
           identity(shared.take<A>(2 * conv.c)),
-          phases(shared, conv, c, k) {
+          phases(shared, conv, c, k),
+          partial_bytes(bytes_of([&](Arena& arena) { partial(arena); })),
+          slices(shared, tiling.count(), partial_bytes, a.threads) {
         const Tile first = tiling[0], last = tiling[tiling.count() - 1];
         z_rows = {conv.h.in, conv.h.stride, conv.h.kernel, conv.h.dilation, inputs_of(conv.h, first.rows)};
         z_columns = {conv.w.in, conv.w.stride, conv.w.kernel, conv.w.dilation, inputs_of(conv.w, first.columns)};
@@ -76,6 +87,8 @@ struct Bwd {
         dy_columns.span.count = larger(dy_columns.span.count, received(conv.w, last.columns).count);
         z.shape(z_columns);
         dy.shape(dy_columns);
+        partials_at = shared.used;
+        shared.used += partial_bytes * slices.count;
         Arena counting{nullptr};
         Scratch<S, E> own = scratch(counting);
         own.pixels.template take<Pixels>(phases.count);
@@ -101,11 +114,16 @@ struct Bwd {
         const int64_t row_pairs = pairs ? 2 * ceil_div(tiling.columns, 2) : 0;
         return {arena, weights ? z.elements(z_rows, z_columns, z.pitch) : 0, dy.elements(dy_rows, dy_columns, dy.pitch),
                 z_rows.span.count * row_pairs * conv.w.kernel * padded(c), tiling.rows * row_pairs * padded(k),
-                weights ? wgrad.buffer_elements(args.threads) : 0, c, k};
+                weights && wgrad.by_rows ? wgrad.buffer_elements(args.threads) : 0};
     }
     Scratch<S, E> scratch(int thread) const {
         Arena arena{shared.data, shared.used + thread * thread_bytes};
         return scratch(arena);
+    }
+    Partial<A> partial(Arena& arena) const { return {arena, weights && !wgrad.by_rows ? wgrad.row_depth * wgrad.pitch : 0, c, k}; }
+    Partial<A> partial(int64_t slice) const {
+        Arena arena{shared.data, partials_at + slice * partial_bytes};
+        return partial(arena);
     }
 
     void prepare() {
@@ -120,44 +138,53 @@ struct Bwd {
     // One group, all threads.
     void run(int64_t group) {
         const Norm<A> norm = norm_of(args.bn, args.bn_pitch, conv.c, args.relu, identity).from(group * c);
+        slices.reset();
 #pragma omp parallel num_threads(args.threads)
         {
             const int t = omp_get_thread_num(), team = omp_get_num_threads();
             Scratch<S, E> own = scratch(t);
-            own.sums.reset();
-            for (int64_t i = 0; i < k; ++i) own.dbias[i] = 0;
             const S* weight = static_cast<const S*>(args.weight) + group * k * conv.weight_strides[0];
             for (int64_t i = 0; inputs && i < phases.count; ++i) {
                 const PhaseConv<E>& phase = phases.all[i];
                 pack(phase.weights, weight, {c, conv.weight_strides[1]}, {k, conv.weight_strides[0]}, phase.taps, phase.count, t, team);
             }
 #pragma omp barrier
-            const Share share(tiling.count(), t, team);
-            tiles(share, group, norm, own, !wgrad.sliced);
+            tiles(t, group, norm, own);
             if (streams) stream_fence();
-            if (weights) finish_weights(share, group, norm, own, t, team);
 #pragma omp barrier
-            if (t == 0) finish_sums(group, own, team);
+            if (weights) finish_weights(group, norm, own, t, team);
+            if (t == 0) finish_sums(group);
         }
     }
 
-    void tiles(Share share, int64_t group, const Norm<A>& norm, Scratch<S, E>& own, bool fused) const {
+    void tiles(int t, int64_t group, const Norm<A>& norm, Scratch<S, E>& own) {
+        const bool fused = weights && !wgrad.by_rows;
         if (!inputs && !fused && !args.dbias && !args.dy.out) return;
         Arena arena = own.pixels;
         Pixels* tables = arena.take<Pixels>(phases.count);
         for (int64_t i = 0; inputs && i < phases.count; ++i) tables[i] = Pixels(arena, most_inputs());
-        for (int64_t i = share.begin; i < share.end; ++i) {
-            const Tile tile = tiling[i];
-            const Plane<E> dy_plane = fill_dy(tile, group, own, {0, k, true});
-            if (args.dbias) add_bias(dy_plane, tile, own);
-            Prefetch prefetch;
-            if (i + 1 < share.end) fetch(prefetch, tiling[i + 1]);
-            if (inputs) input_gradient(tile, group, norm, own, tables, prefetch);
-            if (weights && fused) {
-                const Plane<E> z_plane = fill_z(tile, group, norm, own, {0, c, true});
-                add_weights(own, {wgrad.row_depth, 0, 1}, i == share.begin, z_plane, {0, c, true}, dy_plane, {0, k, true}, tile, prefetch);
-            }
-        }
+        slices.work(
+            t,
+            [&](int64_t slice) {
+                Partial<A> sums = partial(slice);
+                sums.sums.reset();
+                clear(sums.dbias, k);
+                return sums;
+            },
+            [&](Partial<A>& sums, int64_t i, int64_t next) {
+                const Tile tile = tiling[i];
+                const Plane<E> dy_plane = fill_dy(tile, group, own, {0, k, true});
+                if (args.dbias) add_bias(dy_plane, tile, sums);
+                Prefetch prefetch;
+                if (next >= 0) fetch(prefetch, tiling[next]);
+                if (inputs) input_gradient(tile, group, norm, own, sums, tables, prefetch);
+                if (fused) {
+                    const Plane<E> z_plane = fill_z(tile, group, norm, own, {0, c, true});
+                    add_weights(own, sums.dweight, {wgrad.row_depth, 0, 1}, sums.fresh, z_plane, {0, c, true}, dy_plane, {0, k, true}, tile, prefetch);
+                    sums.fresh = false;
+                }
+            },
+            [](Partial<A>&) {});
     }
 
     // Channels to fill, and whether a deferred dy is written out on the way.
@@ -213,7 +240,7 @@ struct Bwd {
         return plane;
     }
 
-    void input_gradient(const Tile& tile, int64_t group, const Norm<A>& norm, Scratch<S, E>& own, Pixels* tables, Prefetch& prefetch) const {
+    void input_gradient(const Tile& tile, int64_t group, const Norm<A>& norm, Scratch<S, E>& own, Partial<A>& sums, Pixels* tables, Prefetch& prefetch) const {
         const Span rows = inputs_owned(conv.h, tile.rows), columns = inputs_owned(conv.w, tile.columns);
         const A* v = static_cast<const A*>(args.coeffs);
         auto at = [](const void* p, int64_t offset) { return p ? static_cast<const S*>(p) + offset : nullptr; };
@@ -227,10 +254,10 @@ struct Bwd {
             const int64_t first = pixel * conv.c + group * c, ch = group * c;
             const Leaving<S> to{args.emit, at(args.x, first), at(args.add_dz, first), at(args.residual_grad, first),
                                 const_cast<S*>(at(args.out, first)), conv.c, c, streams, norm, v + ch, v + conv.c + ch, v + 2 * conv.c + ch,
-                                v + 3 * conv.c + ch, &own.sums};
+                                v + 3 * conv.c + ch, &sums.sums};
             const Gemm<E> gemm{own.dy, phase.weights, phase.segments, phase.segment_count, padded(k) * phase.count, phase.three_taps};
             // The phases have about the same number of pixels; the first with taps fetches for all.
-            const int64_t later = weights && !wgrad.sliced ? wgrad.advances(tile.rows.count, ceil_div(tile.columns.count, PAIR<E>)) : 0;
+            const int64_t later = weights && !wgrad.by_rows ? wgrad.advances(tile.rows.count, ceil_div(tile.columns.count, PAIR<E>)) : 0;
             prefetch.spread(gemm.advances(c, pixels.count) + later);
             gemm.run(c, pixels, own.tile, prefetch, [&]<int NV>(int64_t lane, int64_t at, int64_t n, const A* values) {
                 leave<S, NV>(to, values, pixels.memory + at, n, lane);
@@ -239,13 +266,13 @@ struct Bwd {
     }
 
     // A tile's share of dweight, from the channels that the planes hold.
-    void add_weights(Scratch<S, E>& own, Share slice, bool fresh, const Plane<E>& z_plane, [[maybe_unused]] Fill z_part,
+    void add_weights([[maybe_unused]] Scratch<S, E>& own, A* dweight, Share part, bool fresh, const Plane<E>& z_plane, [[maybe_unused]] Fill z_part,
                      const Plane<E>& dy_plane, [[maybe_unused]] Fill dy_part, const Tile& tile, Prefetch& prefetch) const {
 #if defined(__AVX512BF16__)
-        if constexpr (PAIR<E> == 2) return add_weights_of_pairs(own, slice, fresh, z_plane, z_part, dy_plane, dy_part, tile, prefetch);
+        if constexpr (PAIR<E> == 2) return add_weights_of_pairs(own, dweight, part, fresh, z_plane, z_part, dy_plane, dy_part, tile, prefetch);
 #endif
         const bool dense = conv.w.stride == 1 && conv.w.dilation == 1 && z_plane.pitch == wgrad.lane_depth;
-        wgrad.add(own.dweight, slice, fresh, {z_plane.data, z_plane.pitch, conv.h.stride * z_plane.row}, {dy_plane.data, dy_plane.pitch, dy_plane.row},
+        wgrad.add(dweight, part, fresh, {z_plane.data, z_plane.pitch, conv.h.stride * z_plane.row}, {dy_plane.data, dy_plane.pitch, dy_plane.row},
                   dense, conv, tile.rows.count, tile.columns.count, prefetch, [&](int64_t r, int64_t s) { return place(z_plane, r, s); });
     }
 
@@ -253,7 +280,7 @@ struct Bwd {
     int64_t place(const Plane<E>& plane, int64_t r, int64_t s) const { return plane.tap(z_columns, r * conv.h.dilation, s * conv.w.dilation); }
 
 #if defined(__AVX512BF16__)
-    void add_weights_of_pairs(Scratch<S, E>& own, Share slice, bool fresh, const Plane<E>& z_plane, Fill z_part, const Plane<E>& dy_plane,
+    void add_weights_of_pairs(Scratch<S, E>& own, A* dweight, Share part, bool fresh, const Plane<E>& z_plane, Fill z_part, const Plane<E>& dy_plane,
                               Fill dy_part, const Tile& tile, Prefetch& prefetch) const {
         const int64_t rows = tile.rows.count, pixels = tile.columns.count, pairs = ceil_div(pixels, 2);
         const int64_t tap = 2 * padded(c), z_pitch = conv.w.kernel * tap, z_row = pairs * z_pitch, dy_pitch = 2 * padded(k), dy_row = pairs * dy_pitch;
@@ -265,53 +292,53 @@ struct Bwd {
         for (int64_t i = 0; i < rows; ++i)
             pair_rows(dy_plane.data + i * dy_plane.row + dy_part.first, dy_plane.pitch, pixels, padded(dy_part.count),
                         own.dy_pairs + i * dy_row + 2 * dy_part.first, dy_pitch);
-        wgrad.add(own.dweight, slice, fresh, {own.z_pairs, z_pitch, conv.h.stride * z_row}, {own.dy_pairs, dy_pitch, dy_row}, true, conv, rows, pairs, prefetch,
+        wgrad.add(dweight, part, fresh, {own.z_pairs, z_pitch, conv.h.stride * z_row}, {own.dy_pairs, dy_pitch, dy_row}, true, conv, rows, pairs, prefetch,
                   [&](int64_t r, int64_t s) { return r * conv.h.dilation * z_row + s * tap; });
     }
 #endif
 
-    void add_bias(const Plane<E>& plane, const Tile& tile, Scratch<S, E>& own) const {
+    void add_bias(const Plane<E>& plane, const Tile& tile, Partial<A>& sums) const {
         for (int64_t ch = 0; ch < k; ++ch) {
             double sum = 0;
             for (int64_t i = 0; i < tile.rows.count; ++i)
                 for (int64_t j = 0; j < tile.columns.count; ++j) sum += double(widened(plane.data[i * plane.row + j * plane.pitch + ch]));
-            own.dbias[ch] += sum;
+            sums.dbias[ch] += sum;
         }
     }
 
-    void finish_weights(Share share, int64_t group, const Norm<A>& norm, Scratch<S, E>& own, int t, int team) const {
+    void finish_weights(int64_t group, const Norm<A>& norm, Scratch<S, E>& own, int t, int team) const {
         S* dweight = static_cast<S*>(args.dweight) + group * k * conv.weight_strides[0];
-        if (!wgrad.sliced) {
-            if (share.begin >= share.end) clear(own.dweight, wgrad.row_depth * wgrad.pitch);
-#pragma omp barrier
-            wgrad.write(dweight, conv.weight_strides, conv, scratch(0).dweight, team, thread_bytes / sizeof(A), {wgrad.rows, t, team}, 0);
+        if (!wgrad.by_rows) {
+            wgrad.write(dweight, conv.weight_strides, conv, partial(0).dweight, slices.count, partial_bytes / sizeof(A), {wgrad.rows, t, team}, 0);
             return;
         }
         Prefetch nothing;
-        // As many slices as threads were asked for, and buffers sized for; the team may be smaller.
+        // As many parts as threads were asked for, and buffers sized for; the team may be smaller.
         for (int i = t; i < args.threads; i += team) {
-            const Share slice = wgrad.slice(i, args.threads);
-            const Fill part{slice.begin, smaller(slice.end, wgrad.rows) - slice.begin, false}, all{0, wgrad.lanes, false};
+            const Share rows = wgrad.rows_of(i, args.threads);
+            const Fill part{rows.begin, smaller(rows.end, wgrad.rows) - rows.begin, false}, all{0, wgrad.lanes, false};
             if (part.count <= 0) continue;
             for (int64_t j = 0; j < tiling.count(); ++j) {
                 const Tile tile = tiling[j];
                 const Plane<E> dy_plane = fill_dy(tile, group, own, wgrad.over_c ? part : all);
                 const Plane<E> z_plane = fill_z(tile, group, norm, own, wgrad.over_c ? all : part);
-                add_weights(own, slice, j == 0, z_plane, wgrad.over_c ? all : part, dy_plane, wgrad.over_c ? part : all, tile, nothing);
+                add_weights(own, own.dweight_rows, rows, j == 0, z_plane, wgrad.over_c ? all : part, dy_plane, wgrad.over_c ? part : all, tile, nothing);
             }
-            wgrad.write(dweight, conv.weight_strides, conv, own.dweight, 1, 0, slice, slice.begin);
+            wgrad.write(dweight, conv.weight_strides, conv, own.dweight_rows, 1, 0, rows, rows.begin);
         }
     }
 
-    void finish_sums(int64_t group, Scratch<S, E>& own, int team) const {
-        for (int other = 1; other < team; ++other) {
-            const Scratch<S, E> theirs = scratch(other);
-            own.sums.merge(theirs.sums);
-            for (int64_t i = 0; i < k; ++i) own.dbias[i] += theirs.dbias[i];
+    void finish_sums(int64_t group) const {
+        if (!args.sums && !args.dbias) return;
+        Partial<A> all = partial(0);
+        for (int64_t slice = 1; slice < slices.count; ++slice) {
+            const Partial<A> more = partial(slice);
+            all.sums.merge(more.sums);
+            for (int64_t i = 0; i < k; ++i) all.dbias[i] += more.dbias[i];
         }
         const A* invstd = args.bn ? static_cast<const A*>(args.bn) + args.bn_pitch : identity + conv.c;
-        if (args.sums) write_sums(own.sums, c, conv.c, group * c, invstd, static_cast<A*>(args.sums));
-        for (int64_t i = 0; args.dbias && i < k; ++i) static_cast<A*>(args.dbias)[group * k + i] = A(own.dbias[i]);
+        if (args.sums) write_sums(all.sums, c, conv.c, group * c, invstd, static_cast<A*>(args.sums));
+        for (int64_t i = 0; args.dbias && i < k; ++i) static_cast<A*>(args.dbias)[group * k + i] = A(all.dbias[i]);
     }
 
     // What the next tile reads, where it is contiguous.

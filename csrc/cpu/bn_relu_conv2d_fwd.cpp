@@ -5,6 +5,7 @@
 #include "kernels.h"
 #include "moments.h"
 #include "prologue.h"
+#include "slices.h"
 
 namespace fused_preact::FUSED_PREACT_ISA {
 namespace {
@@ -84,10 +85,9 @@ struct Scratch {
     E* plane;
     A* tile;
     Pixels pixels;
-    Moments<A> moments;
 
-    Scratch(Arena& arena, int64_t plane_elements, int64_t tile_pixels, int64_t k)
-        : plane(arena.take<E>(plane_elements)), tile(arena.take<A>(CHUNK * PANEL<A>)), pixels(arena, tile_pixels), moments(arena, k) {}
+    Scratch(Arena& arena, int64_t plane_elements, int64_t tile_pixels)
+        : plane(arena.take<E>(plane_elements)), tile(arena.take<A>(CHUNK * PANEL<A>)), pixels(arena, tile_pixels) {}
 };
 
 template <class S, class E>
@@ -107,7 +107,9 @@ struct Fwd {
     Segment* segments;
     E* weights;
     Arena threads;
-    size_t thread_bytes;
+    size_t moments_bytes, thread_bytes;
+    Slices slices;
+    size_t moments_at;
 
     Fwd(const BnReluConv2dFwd& a)
         : args(a),
@@ -121,24 +123,29 @@ struct Fwd {
           h{conv.h.in, conv.h.stride, conv.h.kernel, conv.h.dilation, inputs_of(conv.h, {0, tiling.rows})},
           w{conv.w.in, conv.w.stride, conv.w.kernel, conv.w.dilation, inputs_of(conv.w, {0, tiling.columns})},
           plane{nullptr, pitch, 0, 0},
-          threads{static_cast<char*>(a.workspace.data)} {
+          threads{static_cast<char*>(a.workspace.data)},
+          moments_bytes(a.stats ? bytes_of([&](Arena& arena) { Moments<A>(arena, k); }) : 0),
+          slices(threads, tiling.count(), moments_bytes, a.threads) {
         plane.shape(w);
         identity = threads.take<A>(2 * conv.c);
         taps = threads.take<Tap>(taps_count);
         segments = threads.take<Segment>(most_segments<E>(taps_count, depth));
         weights = threads.take<E>(packed_elements<A>(k, c, taps_count));
-        thread_bytes = 0;
-        Arena counting{nullptr};
-        scratch(counting);
-        thread_bytes = counting.used;
+        moments_at = threads.used;
+        threads.used += moments_bytes * slices.count;
+        thread_bytes = bytes_of([&](Arena& arena) { scratch(arena); });
     }
 
     size_t bytes() const { return threads.used + thread_bytes * args.threads; }
 
-    Scratch<S, E> scratch(Arena& arena) const { return {arena, plane.elements(h, w, pitch), tiling.rows * tiling.columns, k}; }
+    Scratch<S, E> scratch(Arena& arena) const { return {arena, plane.elements(h, w, pitch), tiling.rows * tiling.columns}; }
     Scratch<S, E> scratch(int thread) const {
         Arena arena{threads.data, threads.used + thread * thread_bytes};
         return scratch(arena);
+    }
+    Moments<A> moments(int64_t slice) const {
+        Arena arena{threads.data, moments_at + slice * moments_bytes};
+        return {arena, k};
     }
 
     void prepare() {
@@ -153,27 +160,36 @@ struct Fwd {
     // One group, all threads.
     void run(int64_t group) {
         const Norm<A> norm = norm_of(args.bn, args.bn_pitch, conv.c, args.relu, identity).from(group * c);
+        slices.reset();
 #pragma omp parallel num_threads(args.threads)
         {
             const int t = omp_get_thread_num(), team = omp_get_num_threads();
             Scratch<S, E> own = scratch(t);
-            own.moments.reset();
             const S* weight = static_cast<const S*>(args.weight) + group * k * conv.weight_strides[0];
             pack(weights, weight, {k, conv.weight_strides[0]}, {c, conv.weight_strides[1]}, taps, taps_count, t, team);
 #pragma omp barrier
-            const Share share(tiling.count(), t, team);
-            for (int64_t i = share.begin; i < share.end; ++i) tile(i, i + 1 < share.end, group, norm, own);
-            if (args.stats) own.moments.flush();
+            slices.work(
+                t,
+                [&](int64_t slice) {
+                    Moments<A> own_moments = moments(slice);
+                    if (args.stats) own_moments.reset();
+                    return own_moments;
+                },
+                [&](Moments<A>& own_moments, int64_t i, int64_t next) { tile(i, next, group, norm, own, own_moments); },
+                [&](Moments<A>& own_moments) {
+                    if (args.stats) own_moments.flush();
+                });
             if (streams) stream_fence();
 #pragma omp barrier
             if (args.stats && t == 0) {
-                for (int other = 1; other < team; ++other) own.moments.merge(scratch(other).moments);
-                write_stats(own.moments, k, conv.k, group * k, static_cast<A*>(args.stats));
+                Moments<A> all = moments(0);
+                for (int64_t slice = 1; slice < slices.count; ++slice) all.merge(moments(slice));
+                write_stats(all, k, conv.k, group * k, static_cast<A*>(args.stats));
             }
         }
     }
 
-    void tile(int64_t index, bool more, int64_t group, const Norm<A>& norm, Scratch<S, E>& own) const {
+    void tile(int64_t index, int64_t next, int64_t group, const Norm<A>& norm, Scratch<S, E>& own, Moments<A>& moments) const {
         const Tile tile = tiling[index];
         const S* x = static_cast<const S*>(args.x) + tile.image * conv.h.in * conv.w.in * conv.c + group * c;
         Window rows = h, columns = w;
@@ -188,18 +204,18 @@ struct Fwd {
         pixels.set(tile.rows.count, tile.columns.count, conv.h.stride * z.row, pitch, conv.w.out, 1);
 
         Prefetch prefetch;
-        if (more) fetch(prefetch, tiling[index + 1], rows.span);
+        if (next >= 0) fetch(prefetch, tiling[next], next == index + 1 ? rows.span : Span{0, 0});
         const int64_t first = place(tile) * conv.k + group * k;
-        const bool opening = own.moments.pending == 0;
+        const bool opening = moments.pending == 0;
         const S *residual = static_cast<const S*>(args.residual), *bias = static_cast<const S*>(args.bias);
         const Outgoing<S> out{static_cast<S*>(args.y) + first, residual ? residual + first : nullptr, bias ? bias + group * k : nullptr,
-                              conv.k, k, streams, args.stats ? &own.moments : nullptr};
+                              conv.k, k, streams, args.stats ? &moments : nullptr};
         const Gemm<E> gemm{z.data, weights, segments, segment_count, depth * taps_count, three_taps};
         prefetch.spread(gemm.advances(k, pixels.count));
         gemm.run(k, pixels, own.tile, prefetch, [&]<int NV>(int64_t lane, int64_t at, int64_t n, const A* values) {
             finish<S, NV>(out, values, pixels.memory + at, n, lane, opening && at == 0);
         });
-        if (args.stats) own.moments.added(pixels.count);
+        if (args.stats) moments.added(pixels.count);
     }
 
     // The first output pixel of a tile.

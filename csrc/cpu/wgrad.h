@@ -1,7 +1,7 @@
 // The weight side of backward: dweight[k][tap][c] = sum over output pixels: dy[pixel][k] * z[pixel + tap][c].
 //
-// Lanes run over the channels of one side, rows over those of the other. Every thread adds its tiles to a buffer [row][tap][lane] of its
-// own, and the buffers are added in the order of the threads. Where a buffer would not stay in L2 each thread has some of the rows
+// Lanes run over the channels of one side, rows over those of the other. Every slice of the tiles is added up in a buffer
+// [row][tap][lane] of its own, and the buffers are added in order. Where a buffer would not stay in L2 each thread has some of the rows
 // instead, and all tiles.
 #pragma once
 #include "pack.h"
@@ -16,7 +16,7 @@ struct WeightGradient {
     using A = wide<E>;
 
     bool over_c;  // lanes run over c
-    bool sliced;
+    bool by_rows;  // each thread has some of the rows, and all tiles
     int64_t rows, lanes, row_depth, lane_depth, taps, pitch;
 
     WeightGradient(const Conv& conv, int64_t c, int64_t k) {
@@ -28,26 +28,23 @@ struct WeightGradient {
         lane_depth = padded(lanes);
         taps = conv.h.kernel * conv.w.kernel;
         pitch = taps * lane_depth;
-        sliced = row_depth * pitch * int64_t(sizeof(A)) > WGRAD_BUFFER_BYTES;
+        by_rows = row_depth * pitch * int64_t(sizeof(A)) > WGRAD_BUFFER_BYTES;
     }
 
-    // Rows of thread t when they are sliced: whole blocks.
-    Share slice(int t, int threads) const {
+    // Rows of thread t: whole blocks.
+    Share rows_of(int t, int threads) const {
         Share blocks(row_depth / WGRAD_ROWS, t, threads);
         blocks.begin *= WGRAD_ROWS;
         blocks.end *= WGRAD_ROWS;
         return blocks;
     }
-    int64_t buffer_elements(int threads) const {
-        const int64_t blocks = row_depth / WGRAD_ROWS;
-        return (sliced ? ceil_div(blocks, threads) : blocks) * WGRAD_ROWS * pitch;
-    }
+    int64_t buffer_elements(int threads) const { return ceil_div(row_depth / WGRAD_ROWS, threads) * WGRAD_ROWS * pitch; }
 
-    // Add a tile to rows `slice` of the buffer (or, fresh, set them). dy and z: what the tile's first output has and what tap (0, 0) of it
+    // Add a tile to rows `part` of the buffer (or, fresh, set them). dy and z: what the tile's first output has and what tap (0, 0) of it
     // reads; offset(r, s): from there to what tap (r, s) reads. dense: the taps of a kernel row lie side by side in z, all of their lanes
     // one range.
     template <class Offset>
-    void add(A* buffer, Share slice, bool fresh, PixelRows<E> z, PixelRows<E> dy, bool dense, const Conv& conv, int64_t rows_, int64_t pixels,
+    void add(A* buffer, Share part, bool fresh, PixelRows<E> z, PixelRows<E> dy, bool dense, const Conv& conv, int64_t rows_, int64_t pixels,
              Prefetch& prefetch, Offset&& offset) const {
         const bool ranged = dense && over_c;
         const int64_t across = ranged ? 1 : conv.w.kernel, width = ranged ? conv.w.kernel * lane_depth : lane_depth;
@@ -57,9 +54,9 @@ struct WeightGradient {
                 shifted.data += offset(r, s);
                 const PixelRows<E>&row_side = over_c ? dy : shifted, &lane_side = over_c ? shifted : dy;
                 auto columns = [&]<int NV>(int64_t lane) {
-                    for (int64_t row = slice.begin; row < slice.end; row += WGRAD_ROWS)
+                    for (int64_t row = part.begin; row < part.end; row += WGRAD_ROWS)
                         pixels_block<E, WGRAD_ROWS, NV>(row_side.from(row), lane_side.from(lane), rows_, pixels,
-                                                        buffer + (row - slice.begin) * pitch + strip * width + lane, pitch, fresh, prefetch);
+                                                        buffer + (row - part.begin) * pitch + strip * width + lane, pitch, fresh, prefetch);
                 };
                 int64_t lane = 0;
                 if (WGRAD_ROWS == 8 && width % (2 * LANES<A>))
@@ -74,18 +71,18 @@ struct WeightGradient {
         return row_depth / WGRAD_ROWS * ceil_div(pitch, PANEL<A>) * rows_ * ceil_div(pixels, PREFETCH_STEPS);
     }
 
-    // Rows `slice` of the sum of `count` buffers, `apart` elements apart, into a weight of the given strides (k, c, h, w).
+    // Rows `part` of the sum of `count` buffers, `apart` elements apart, into a weight of the given strides (k, c, h, w).
     template <class S>
-    void write(S* dweight, const int64_t* strides, const Conv& conv, const A* buffers, int count, int64_t apart, Share slice, int64_t first) const {
+    void write(S* dweight, const int64_t* strides, const Conv& conv, const A* buffers, int64_t count, int64_t apart, Share part, int64_t first) const {
         const int64_t row_stride = over_c ? strides[0] : strides[1], lane_stride = over_c ? strides[1] : strides[0];
-        for (int64_t row = slice.begin; row < smaller(slice.end, rows); ++row)
+        for (int64_t row = part.begin; row < smaller(part.end, rows); ++row)
             for (int64_t tap = 0; tap < taps; ++tap) {
                 const A* from = buffers + (row - first) * pitch + tap * lane_depth;
                 S* to = dweight + row * row_stride + tap / conv.w.kernel * strides[2] + tap % conv.w.kernel * strides[3];
-                for (int64_t i = 0; i < lanes; ++i) {
-                    A sum = from[i];
-                    for (int t = 1; t < count; ++t) sum += from[t * apart + i];
-                    to[i * lane_stride] = narrowed<S>(sum);
+                for (int64_t i = 0; i < lanes; i += LANES<A>) {
+                    Vec<A> sum = load(from + i);
+                    for (int64_t t = 1; t < count; ++t) sum += load(from + t * apart + i);
+                    for (int64_t lane = i; lane < smaller<int64_t>(lanes, i + LANES<A>); ++lane) to[lane * lane_stride] = narrowed<S>(sum[lane - i]);
                 }
             }
     }
