@@ -150,8 +150,10 @@ def unit_tensors(x: Tensor, parts: Sequence[Any], autocast: torch.dtype | None) 
         for i, layer in enumerate(unit.layers):
             gamma, beta, weight = params[3 * i : 3 * i + 3]
             vectors = [gamma, beta]
-            if layer.norm and not layer.eps > 0:
+            if layer.norm and not (isinstance(layer.eps, int | float) and layer.eps > 0):
                 raise ValueError(f"eps of bn{i + 1} must be a positive number, got {layer.eps!r}")
+            if not (layer.momentum is None or isinstance(layer.momentum, int | float)):
+                raise TypeError(f"momentum of bn{i + 1} must be a number or None, got {layer.momentum!r}")
             if layer.norm and (layer.update or not layer.batch):
                 vectors += buffers[taken : taken + 2]
                 taken += 3

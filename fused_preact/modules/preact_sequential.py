@@ -1,14 +1,13 @@
 """Residual units in a row, which hand their statistics on and share one segment's memory."""
 
 import math
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
-from fused_preact.functional import preact_unit
-from fused_preact.functional.preact_unit import MEMORIES
+from fused_preact.functional import Group, UnitTensors, preact_unit
 from fused_preact.modules.children import any_global_hook, has_hooks, own_forward
-from fused_preact.modules.preact_unit import PreActResidual, Reading
+from fused_preact.modules.preact_unit import PreActResidual
 
 # Gradients of a chain's parameters arrive together: long enough to save time, short enough to overlap with their exchange (DDP).
 CHAIN_UNITS = 8
@@ -37,50 +36,50 @@ class PreActSequential(nn.Sequential):
 
     def forward(self, x: Tensor, stats: Tensor | None = None, return_stats: bool = False) -> Tensor | tuple[Tensor, Tensor | None]:
         """(N, C, H, W) through all units; stats and return_stats as in a single unit."""
-        pieces = self._pieces()
-        for i, piece in enumerate(pieces):
-            wanted = return_stats if i == len(pieces) - 1 else takes_statistics(pieces[i + 1].first)
-            x, stats = piece(x, stats, wanted)
+        units, begin = list(self), 0
+        while begin < len(units):
+            # Not before the units in front of it have run: they might be code that changes it.
+            chain = self._chain_from(units, begin)
+            end = begin + max(1, len(chain.parts))
+            wanted = takes_statistics(units[end]) if end < len(units) else return_stats
+            x, stats = _run(units[begin], chain, x, stats, wanted)
+            begin = end
         return (x, stats) if return_stats else x
 
-    def _pieces(self) -> list["_Piece"]:
-        """The units in chains, of one memory mode and with norms that share statistics with the same processes, and single modules."""
-        lengths = dict.fromkeys(MEMORIES, CHAIN_UNITS)
-        lengths["segment"] = self.segment or max(1, math.isqrt(sum(getattr(unit, "memory", "") == "segment" for unit in self)))
-        pieces: list[_Piece] = []
-        for unit in self:
-            joins = isinstance(unit, PreActResidual) and unit.joins_chains()
-            reading = unit.read() if joins else None
-            if reading is None:
-                pieces.append(_Piece(unit))
-            elif not (pieces and pieces[-1].takes(unit, reading, lengths)):
-                pieces.append(_Piece(unit, reading))
-        return pieces
+    def _chain_from(self, units: list[nn.Module], begin: int) -> "_Chain":
+        """The units from `begin` on that run as one: of one memory mode, with norms that share statistics with the same processes."""
+        chain, length = _Chain([], set()), self._longest(units[begin])
+        for unit in units[begin : begin + length]:
+            if not isinstance(unit, PreActResidual) or unit.memory != units[begin].memory or not unit.joins_chains():
+                break
+            reading = unit.read()
+            if reading is None or len(chain.groups | reading.groups) > 1:
+                break
+            chain.parts.append(reading.tensors)
+            chain.groups.update(reading.groups)
+        return chain
+
+    def _longest(self, unit: nn.Module) -> int:
+        """How many units a chain may have that begins with `unit`."""
+        if getattr(unit, "memory", None) != "segment":
+            return CHAIN_UNITS
+        return self.segment or max(1, math.isqrt(sum(getattr(other, "memory", None) == "segment" for other in self)))
 
 
-class _Piece:
-    """What runs as one: a chain of units, read already, or a module that is called."""
+class _Chain(NamedTuple):
+    """Units, read already, that run as one Function; none if the first can't. groups: as in `Reading`."""
 
-    def __init__(self, first: nn.Module, reading: Reading | None = None) -> None:
-        self.first = first
-        self.parts = [] if reading is None else [reading.tensors]
-        self.groups = set() if reading is None else reading.groups
+    parts: list[UnitTensors]
+    groups: set[Group | None]
 
-    def takes(self, unit: PreActResidual, reading: Reading, lengths: dict[str, int]) -> bool:
-        """Append a unit to the chain if it fits."""
-        groups = self.groups | reading.groups
-        if not self.parts or unit.memory != self.first.memory or len(self.parts) >= lengths[unit.memory] or len(groups) > 1:
-            return False
-        self.parts.append(reading.tensors)
-        self.groups = groups
-        return True
 
-    def __call__(self, x: Tensor, stats: Tensor | None, want_stats: bool) -> tuple[Tensor, Tensor | None]:
-        if not self.parts:
-            return hand_on(self.first, x, stats, want_stats)
-        group = next(iter(self.groups), None)
-        y = preact_unit(x, *self.parts, stats=stats, return_stats=want_stats, memory=self.first.memory, process_group=group)
-        return y if want_stats else (y, None)
+def _run(first: nn.Module, chain: _Chain, x: Tensor, stats: Tensor | None, want_stats: bool) -> tuple[Tensor, Tensor | None]:
+    """The chain that begins with `first`, or `first` alone, on x: the result, and its statistics if wanted."""
+    if not chain.parts:
+        return hand_on(first, x, stats, want_stats)
+    group = next(iter(chain.groups), None)
+    y = preact_unit(x, *chain.parts, stats=stats, return_stats=want_stats, memory=first.memory, process_group=group)
+    return y if want_stats else (y, None)
 
 
 def takes_statistics(module: nn.Module) -> bool:

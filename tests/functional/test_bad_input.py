@@ -198,6 +198,8 @@ BLOCK = PreActBlock(4, 4)
             ValueError,
             "shortcut 'pad' needs at least as many channels out as in, got 4 in and 3 out",
         ),
+        (PreActBlock(4, 4, momentum="a").read().tensors, TypeError, "momentum of bn1 must be a number or None, got 'a'"),
+        (PreActBlock(4, 4, eps="b").read().tensors, ValueError, "eps of bn1 must be a positive number, got 'b'"),
         (PreActBlock(4, 4, eps=-1.0).read().tensors, ValueError, "eps of bn1 must be a positive number, got -1.0"),
     ],
 )

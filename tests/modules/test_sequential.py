@@ -279,6 +279,52 @@ def test_parameters_of_norms_may_change_before_backward():
         assert torch.equal(torch.autograd.grad(y.sum(), x)[0], wanted)
 
 
+class Changes(nn.Module):
+    """Gives another unit another weight, and puts a norm of it into eval mode."""
+
+    def __init__(self, unit: nn.Module) -> None:
+        super().__init__()
+        self.unit = [unit]
+
+    def forward(self, *args):
+        (unit,) = self.unit
+        unit.conv1.weight = nn.Parameter(unit.conv1.weight.detach() * 2)
+        unit.bn2.eval()
+        return args[0] if len(args) == 1 else None
+
+
+@pytest.mark.parametrize("how", ["module", "hook"])
+def test_a_unit_is_read_when_its_turn_comes(how):
+    """What runs before a unit may change it."""
+    nets = [of_blocks("layer", 4).double() for _ in range(2)]
+    for net in nets:
+        if how == "hook":
+            net[1].register_forward_hook(Changes(net[-1]))
+        else:
+            net.insert(1, Changes(net[-1]))
+    x = torch.randn(2, 8, 7, 7, dtype=torch.float64)
+    torch.testing.assert_close(nets[0](x), nn.Sequential.forward(nets[1], x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int32], ids=str)
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_counters_of_any_dtype(dtype, momentum):
+    """`module.type(dtype)` converts num_batches_tracked too."""
+    torch.manual_seed(0)
+    unit = PreActBlock(8, 8, momentum=momentum)
+    beside = torch.tensor([0, 7]).to(dtype)
+    unit.bn1.num_batches_tracked = beside[0]
+    plain = copy.deepcopy(unit)
+    for _ in range(3):
+        x = torch.randn(4, 8, 9, 9)
+        unit(x)
+        plain.call_children(x)
+    assert beside.tolist() == [3, 7]
+    assert unit.bn1.num_batches_tracked.dtype == dtype
+    for (name, got), (_, expected) in zip(unit.named_buffers(), plain.named_buffers(), strict=True):
+        torch.testing.assert_close(got, expected, msg=name)
+
+
 def test_cumulative_average_without_a_counter_never_moves():
     """nn.BatchNorm2d's behaviour for momentum=None and no num_batches_tracked."""
     unit = PreActBlock(4, 4)

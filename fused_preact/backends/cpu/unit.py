@@ -130,9 +130,10 @@ class _Layers:
             mean = var = tracked = None
             if layer.norm and (layer.update or not layer.batch):
                 mean, var, tracked = buffers[taken : taken + 3]
-                mean, var, taken = self._usable(mean, dtype), self._usable(var, dtype), taken + 3
+                mean, var, tracked = self._usable(mean, dtype), self._usable(var, dtype), self._usable(tracked, torch.int64)
+                taken += 3
             vectors = vector(gamma, dtype), vector(beta, dtype)
-            self.kept += [*vectors, mean, var]
+            self.kept += [*vectors, mean, var, tracked]
             self.addresses += map(address, (*vectors, weight, mean, var, tracked))
 
     def _usable(self, buffer: Tensor | None, dtype: torch.dtype) -> Tensor | None:
