@@ -9,6 +9,7 @@ Inputs are cold, as in a network: each call takes the next of several sets of te
 import argparse
 import itertools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,26 +32,22 @@ COLD_BYTES = 128 << 20
 HEADER = f"{'layer':26} {'fused ms':>9} {'eager ms':>9} {'speed':>6}   {'fwd ms':>7} {'of peak':>7} {'bwd ms':>8} {'of peak':>7}"
 
 
+def shapes(layer: Layer, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the layer's input and output."""
+    x = (batch, layer.in_channels, layer.size, layer.size)
+    weight = (layer.out_channels, layer.in_channels, layer.kernel, layer.kernel)
+    return x, conv_out_shape(x, weight, (layer.stride,) * 2, (layer.padding,) * 2, (1, 1))
+
+
 def sets(layer: Layer, batch: int, dtype: torch.dtype) -> list[dict[str, Tensor]]:
     """Input, gradient, and what a unit adds: the residual, and what its deferred gradient is computed from."""
-    y = conv_out_shape(
-        (batch, layer.in_channels, layer.size, layer.size),
-        (layer.out_channels, layer.in_channels, layer.kernel, layer.kernel),
-        (layer.stride,) * 2,
-        (layer.padding,) * 2,
-        (1, 1),
-    )
-
-    def activation(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
-
-    one = {
-        "x": lambda: activation(batch, layer.in_channels, layer.size, layer.size),
-        **{name: lambda: activation(*y) for name in ("dy", "dy_x", "residual")},
-    }
-    first = {name: make() for name, make in one.items()}
-    count = max(2, COLD_BYTES // sum(t.nbytes for t in first.values()))
-    return [first, *({name: make() for name, make in one.items()} for _ in range(count - 1))]
+    x, y = shapes(layer, batch)
+    each = {"x": x, "dy": y, "dy_x": y, "residual": y}
+    count = max(2, COLD_BYTES // (dtype.itemsize * sum(map(math.prod, each.values()))))
+    return [
+        {name: torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last) for name, shape in each.items()}
+        for _ in range(count)
+    ]
 
 
 def functions(layer: Layer, batch: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
@@ -98,8 +95,7 @@ def measure(layer: Layer, batch: int, dtype: torch.dtype, rounds: int) -> dict[s
     """Times of one layer, and the FMA peak of the same rounds."""
     probe, probed = fma_probe("cpu", dtype), []
     times = interleaved(functions(layer, batch, dtype), rounds, each_round=probe and (lambda: probed.append(probe())))
-    out = (layer.size + 2 * layer.padding - layer.kernel) // layer.stride + 1
-    flops = 2 * batch * out**2 * layer.in_channels * layer.out_channels * layer.kernel**2
+    flops = 2 * math.prod(shapes(layer, batch)[1]) * layer.in_channels * layer.kernel**2
     peak = quartiles(probed) if probed else None
 
     def of_peak(time: Quartiles, products: int) -> float | None:

@@ -15,7 +15,7 @@ struct Scratch {
     E *z, *dy;
     // Where the reduction over pixels takes pairs of them: z once for each tap of a kernel row.
     E *z_pairs, *dy_pairs;
-    A *tile, *dweight_rows;  // of a sliced dweight
+    A *tile, *dweight_rows;  // where each thread has some rows of dweight
     Arena pixels;            // tables of the phases follow
 
     Scratch(Arena& arena, int64_t z_elements, int64_t dy_elements, int64_t z_pair_elements, int64_t dy_pair_elements, int64_t dweight_elements)

@@ -1,6 +1,7 @@
 // Vectors of one instruction set, on the compiler's vector extension: the same source for SSE2 (or NEON), AVX2 and AVX-512.
 #pragma once
 #include <cstdint>
+#include <utility>
 #ifdef __x86_64__
 #include <immintrin.h>
 #endif
@@ -127,18 +128,9 @@ INLINE void store(S* p, Vec<wide<S>> v, int n) {
 }
 #endif
 
-template <int... I>
-struct Indices {};
-template <int N, int... I>
-struct Counted : Counted<N - 1, N - 1, I...> {};
-template <int... I>
-struct Counted<0, I...> {
-    using type = Indices<I...>;
-};
-
 // One step of a transposition: lanes l with the bit STEP change places between two rows.
 template <int STEP, int... L>
-INLINE void exchange(Bits& a, Bits& b, Indices<L...>) {
+INLINE void exchange(Bits& a, Bits& b, std::integer_sequence<int, L...>) {
     constexpr int W = sizeof...(L);
     const Bits low = __builtin_shufflevector(a, b, (L & STEP ? W + L - STEP : L)...);
     b = __builtin_shufflevector(a, b, (L & STEP ? W + L : L + STEP)...);
@@ -148,7 +140,7 @@ template <int STEP = 1>
 INLINE void transpose(Bits (&rows)[LANES<uint32_t>]) {
     constexpr int W = LANES<uint32_t>;
     UNROLL for (int i = 0; i < W; ++i)
-        if (!(i & STEP)) exchange<STEP>(rows[i], rows[i + STEP], typename Counted<W>::type());
+        if (!(i & STEP)) exchange<STEP>(rows[i], rows[i + STEP], std::make_integer_sequence<int, W>());
     if constexpr (2 * STEP < W) transpose<2 * STEP>(rows);
 }
 

@@ -1,4 +1,4 @@
-"""Residual units in a row, which hand their statistics on and share one segment's memory."""
+"""Residual units in a row, which hand their statistics on and run several at a time."""
 
 import math
 from typing import Any, NamedTuple, Self
