@@ -30,12 +30,13 @@ class Slices {
     // For each slice that thread t gets: partial = open(slice), body(partial, tile, the tile after it or -1) for its tiles, close(partial).
     template <class Open, class Body, class Close>
     INLINE void work(int t, Open&& open, Body&& body, Close&& close) {
-        for (int64_t slice = claim(t), following = -1; slice >= 0; slice = following) {
+        for (int64_t slice = claim(t), following = -1; slice >= 0; slice = following < 0 ? claim(t) : following) {
             const Share share(tiles_, int(slice), int(count));
             auto partial = open(slice);
             for (int64_t i = share.begin; i < share.end; ++i) {
                 const bool more = i + 1 < share.end;
-                if (!more) following = claim(t);
+                // Of its own share: what another thread may still begin itself is taken only when there is nothing else to do.
+                if (!more) following = take(left_[t], true);
                 body(partial, i, more ? i + 1 : following < 0 ? -1 : Share(tiles_, int(following), int(count)).begin);
             }
             close(partial);
