@@ -30,6 +30,7 @@ INLINE size_t bytes_of(Body&& body) {
 // The share of `total` that thread t of `threads` works on: contiguous, in order.
 struct Share {
     int64_t begin, end;
+    INLINE Share(int64_t first, int64_t last) : begin(first), end(last) {}
     INLINE Share(int64_t total, int t, int threads) : begin(total * t / threads), end(total * (t + 1) / threads) {}
 };
 

@@ -5,30 +5,24 @@
 #include "kernels.h"
 #include "slices.h"
 #include "wgrad.h"
+#include "wide.h"
 
 namespace fused_preact::FUSED_PREACT_ISA {
 namespace {
 
+// What a thread has for itself, but for the planes of a wide layer, which all threads share.
 template <class S, class E>
 struct Scratch {
     using A = wide<S>;
     E *z, *dy;
     // Where the reduction over pixels takes pairs of them: z once for each tap of a kernel row.
     E *z_pairs, *dy_pairs;
-    A *tile, *dweight_rows;  // where each thread has some rows of dweight
-    Arena pixels;            // tables of the phases follow
-
-    Scratch(Arena& arena, int64_t z_elements, int64_t dy_elements, int64_t z_pair_elements, int64_t dy_pair_elements, int64_t dweight_elements)
-        : z(arena.take<E>(z_elements)),
-          dy(arena.take<E>(dy_elements)),
-          z_pairs(arena.take<E>(z_pair_elements)),
-          dy_pairs(arena.take<E>(dy_pair_elements)),
-          tile(arena.take<A>(CHUNK * PANEL<A>)),
-          dweight_rows(arena.take<A>(dweight_elements)),
-          pixels(arena) {}
+    E* packed;
+    A *tile, *dweight_rows;
+    Pixels* pixels;  // of each phase
 };
 
-// What a slice of the tiles adds up.
+// What a slice of the tiles adds up, or a part of a wide layer's.
 template <class A>
 struct Partial {
     A* dweight;
@@ -45,13 +39,15 @@ struct Bwd {
     using A = wide<S>;
 
     const BnReluConv2dBwd& args;
+    const bool wide_layer;
     const Conv conv;
     const int64_t c, k;
-    const bool inputs, weights;  // whether their gradients are wanted
+    const bool inputs, weights, pairs;  // whether their gradients are wanted; whether that of the weights takes pairs of pixels
     const WeightGradient<E> wgrad;
     const Tiling tiling;
     Window z_rows, z_columns, dy_rows, dy_columns;
     Plane<E> z, dy;
+    int64_t z_image, dy_image, z_pairs_row, dy_pairs_row;
     int64_t origin_row, origin_column;
     bool streams;
     Arena shared;
@@ -59,23 +55,29 @@ struct Bwd {
     PhaseConvs<E> phases;
     size_t partial_bytes, thread_bytes, partials_at;
     Slices slices;
+    int64_t partials;
+    E *shared_z, *shared_dy, *shared_z_pairs, *shared_dy_pairs;
+    A* shared_dweight;
 
     Bwd(const BnReluConv2dBwd& a)
         : args(a),
-          conv(flattened(a.conv)),
+          wide_layer(is_wide(a.conv)),
+          conv(wide_layer ? a.conv : flattened(a.conv)),
           c(conv.c / conv.groups),
           k(conv.k / conv.groups),
           inputs(a.emit != Emit::none),
           weights(a.dweight),
+          pairs(weights && PAIR<E> == 2),
           wgrad(conv, c, k),
-          tiling(tiling_of(conv, (plane_pitch(c) + plane_pitch(k)) * sizeof(E), wgrad.row_depth * wgrad.pitch * sizeof(E), a.threads)),
+          tiling(cut()),
           z{nullptr, plane_pitch(c), 0, 0},
           dy{nullptr, plane_pitch(k), 0, 0},
           shared{static_cast<char*>(a.workspace.data)},
           identity(shared.take<A>(2 * conv.c)),
-          phases(shared, conv, c, k),
+          phases(shared, conv, c, k, wide_layer),
           partial_bytes(bytes_of([&](Arena& arena) { partial(arena); })),
-          slices(shared, tiling.count(), partial_bytes, a.threads) {
+          slices(shared, tiling.count(), partial_bytes, a.threads),
+          partials(wide_layer ? a.threads : slices.count) {
         const Tile first = tiling[0], last = tiling[tiling.count() - 1];
         z_rows = {conv.h.in, conv.h.stride, conv.h.kernel, conv.h.dilation, inputs_of(conv.h, first.rows)};
         z_columns = {conv.w.in, conv.w.stride, conv.w.kernel, conv.w.dilation, inputs_of(conv.w, first.columns)};
@@ -87,16 +89,29 @@ struct Bwd {
         dy_columns.span.count = larger(dy_columns.span.count, received(conv.w, last.columns).count);
         z.shape(z_columns);
         dy.shape(dy_columns);
+        z_image = weights ? z.elements(z_rows, z_columns, z.pitch) : 0;
+        dy_image = dy.elements(dy_rows, dy_columns, dy.pitch);
+        const int64_t row_pairs = pairs ? 2 * ceil_div(tiling.columns, 2) : 0;
+        z_pairs_row = row_pairs * conv.w.kernel * padded(c);
+        dy_pairs_row = row_pairs * padded(k);
         partials_at = shared.used;
-        shared.used += partial_bytes * slices.count;
-        Arena counting{nullptr};
-        Scratch<S, E> own = scratch(counting);
-        own.pixels.template take<Pixels>(phases.count);
-        for (int64_t i = 0; inputs && i < phases.count; ++i) Pixels(own.pixels, most_inputs());
-        thread_bytes = own.pixels.used;
+        shared.used += partial_bytes * partials;
+        const int64_t together = wide_layer ? tiling.each : 0;
+        shared_z = shared.take<E>(together * z_image);
+        shared_dy = shared.take<E>(together * dy_image);
+        shared_z_pairs = shared.take<E>(together * z_rows.span.count * z_pairs_row);
+        shared_dy_pairs = shared.take<E>(together * tiling.rows * dy_pairs_row);
+        shared_dweight = together && weights && tiling.count() > 1 ? shared.take<A>(wgrad.row_depth * wgrad.pitch) : nullptr;
+        thread_bytes = bytes_of([&](Arena& arena) { scratch(arena); });
     }
 
     size_t bytes() const { return shared.used + thread_bytes * args.threads; }
+
+    Tiling cut() const {
+        if (!wide_layer) return tiling_of(conv, (plane_pitch(c) + plane_pitch(k)) * sizeof(E), wgrad.row_depth * wgrad.pitch * sizeof(E), args.threads);
+        const int64_t z_elements = conv.h.stride * conv.w.stride * plane_pitch(c) + (pairs ? conv.h.stride * conv.w.kernel * padded(c) : 0);
+        return wide_tiling_of(conv, (z_elements + plane_pitch(k) + (pairs ? padded(k) : 0)) * sizeof(E));
+    }
 
     // The part of dy that a tile reads.
     Span received(const Axis& axis, Span out) const { return inputs ? outputs_of(axis, inputs_owned(axis, out), out) : out; }
@@ -106,24 +121,43 @@ struct Bwd {
         const Tile first = tiling[0], last = tiling[tiling.count() - 1];
         const int64_t rows = larger(inputs_owned(conv.h, first.rows).count, inputs_owned(conv.h, last.rows).count);
         const int64_t columns = larger(inputs_owned(conv.w, first.columns).count, inputs_owned(conv.w, last.columns).count);
-        return larger<int64_t>(1, ceil_div(rows, conv.h.stride) * ceil_div(columns, conv.w.stride));
+        return tiling.each * larger<int64_t>(1, ceil_div(rows, conv.h.stride) * ceil_div(columns, conv.w.stride));
     }
 
     Scratch<S, E> scratch(Arena& arena) const {
-        const bool pairs = weights && PAIR<E> == 2;
-        const int64_t row_pairs = pairs ? 2 * ceil_div(tiling.columns, 2) : 0;
-        return {arena, weights ? z.elements(z_rows, z_columns, z.pitch) : 0, dy.elements(dy_rows, dy_columns, dy.pitch),
-                z_rows.span.count * row_pairs * conv.w.kernel * padded(c), tiling.rows * row_pairs * padded(k),
-                weights && wgrad.by_rows ? wgrad.buffer_elements(args.threads) : 0};
+        Scratch<S, E> own{shared_z, shared_dy, shared_z_pairs, shared_dy_pairs, nullptr, nullptr, nullptr, nullptr};
+        if (wide_layer) {
+            own.packed = arena.take<E>(inputs ? padded(k) * PANEL<A> : 0);
+            own.tile = arena.take<A>(inputs ? round_up(most_inputs(), ROWS) * PANEL<A> : 0);
+            own.dweight_rows = arena.take<A>(weights && tiling.count() == 1 ? wgrad.rows_at_once() * wgrad.pitch : 0);
+        } else {
+            own.z = arena.take<E>(z_image);
+            own.dy = arena.take<E>(dy_image);
+            own.z_pairs = arena.take<E>(z_rows.span.count * z_pairs_row);
+            own.dy_pairs = arena.take<E>(tiling.rows * dy_pairs_row);
+            own.tile = arena.take<A>(CHUNK * PANEL<A>);
+        }
+        own.pixels = arena.take<Pixels>(phases.count);
+        for (int64_t i = 0; inputs && i < phases.count; ++i) {
+            const Pixels table(arena, most_inputs());
+            if (arena.data) own.pixels[i] = table;
+        }
+        return own;
     }
     Scratch<S, E> scratch(int thread) const {
         Arena arena{shared.data, shared.used + thread * thread_bytes};
         return scratch(arena);
     }
-    Partial<A> partial(Arena& arena) const { return {arena, weights && !wgrad.by_rows ? wgrad.row_depth * wgrad.pitch : 0, c, k}; }
+    Partial<A> partial(Arena& arena) const { return {arena, weights && !wide_layer ? wgrad.row_depth * wgrad.pitch : 0, c, k}; }
     Partial<A> partial(int64_t slice) const {
         Arena arena{shared.data, partials_at + slice * partial_bytes};
         return partial(arena);
+    }
+    Partial<A> cleared(int64_t slice) const {
+        Partial<A> sums = partial(slice);
+        sums.sums.reset();
+        clear(sums.dbias, k);
+        return sums;
     }
 
     void prepare() {
@@ -138,126 +172,166 @@ struct Bwd {
     // One group, all threads.
     void run(int64_t group) {
         const Norm<A> norm = norm_of(args.bn, args.bn_pitch, conv.c, args.relu, identity).from(group * c);
+        const S* weight = static_cast<const S*>(args.weight) + group * k * conv.weight_strides[0];
+        S* dweight = weights ? static_cast<S*>(args.dweight) + group * k * conv.weight_strides[0] : nullptr;
         slices.reset();
 #pragma omp parallel num_threads(args.threads)
         {
             const int t = omp_get_thread_num(), team = omp_get_num_threads();
             Scratch<S, E> own = scratch(t);
-            const S* weight = static_cast<const S*>(args.weight) + group * k * conv.weight_strides[0];
-            for (int64_t i = 0; inputs && i < phases.count; ++i) {
-                const PhaseConv<E>& phase = phases.all[i];
-                pack(phase.weights, weight, {c, conv.weight_strides[1]}, {k, conv.weight_strides[0]}, phase.taps, phase.count, t, team);
-            }
-#pragma omp barrier
-            tiles(t, group, norm, own);
+            if (wide_layer)
+                together(weight, dweight, group, norm, own, t, team);
+            else
+                tile_by_tile(weight, group, norm, own, t, team);
             if (streams) stream_fence();
 #pragma omp barrier
-            if (weights) finish_weights(group, norm, own, t, team);
+            if (weights && !wide_layer)
+                wgrad.write(dweight, conv.weight_strides, conv, partial(0).dweight, slices.count, partial_bytes / sizeof(A), {wgrad.rows, t, team}, 0);
             if (t == 0) finish_sums(group);
         }
     }
 
-    void tiles(int t, int64_t group, const Norm<A>& norm, Scratch<S, E>& own) {
-        const bool fused = weights && !wgrad.by_rows;
-        if (!inputs && !fused && !args.dbias && !args.dy.out) return;
-        Arena arena = own.pixels;
-        Pixels* tables = arena.take<Pixels>(phases.count);
-        for (int64_t i = 0; inputs && i < phases.count; ++i) tables[i] = Pixels(arena, most_inputs());
+    void tile_by_tile(const S* weight, int64_t group, const Norm<A>& norm, Scratch<S, E>& own, int t, int team) {
+        for (int64_t i = 0; inputs && i < phases.count; ++i) {
+            const PhaseConv<E>& phase = phases.all[i];
+            pack(phase.weights, weight, {c, conv.weight_strides[1]}, {k, conv.weight_strides[0]}, phase.taps, phase.count, t, team);
+        }
+#pragma omp barrier
+        if (!inputs && !weights && !args.dbias && !args.dy.out) return;
         slices.work(
-            t,
-            [&](int64_t slice) {
-                Partial<A> sums = partial(slice);
-                sums.sums.reset();
-                clear(sums.dbias, k);
-                return sums;
-            },
+            t, [&](int64_t slice) { return cleared(slice); },
             [&](Partial<A>& sums, int64_t i, int64_t next) {
                 const Tile tile = tiling[i];
-                const Plane<E> dy_plane = fill_dy(tile, group, own, {0, k, true});
-                if (args.dbias) add_bias(dy_plane, tile, sums);
+                fill_dy(tile, group, own, 0, 1);
+                if (args.dbias) add_bias(own_dy(tile, own), tile, sums);
                 Prefetch prefetch;
                 if (next >= 0) fetch(prefetch, tiling[next]);
-                if (inputs) input_gradient(tile, group, norm, own, sums, tables, prefetch);
-                if (fused) {
-                    const Plane<E> z_plane = fill_z(tile, group, norm, own, {0, c, true});
-                    add_weights(own, sums.dweight, {wgrad.row_depth, 0, 1}, sums.fresh, z_plane, {0, c, true}, dy_plane, {0, k, true}, tile, prefetch);
+                if (inputs) input_gradient(tile, group, norm, own, sums, prefetch);
+                if (weights) {
+                    fill_z(tile, group, norm, own, 0, 1);
+                    if (pairs) pair(tile, own, 0, 1);
+                    add_weights(own, sums.dweight, {wgrad.row_depth, 0, 1}, sums.fresh, tile, prefetch);
                     sums.fresh = false;
                 }
             },
             [](Partial<A>&) {});
     }
 
-    // Channels to fill, and whether a deferred dy is written out on the way.
-    struct Fill {
-        int64_t first, count;
-        bool write;
-    };
+    // A wide layer's tiles, one after the other.
+    void together(const S* weight, S* dweight, int64_t group, const Norm<A>& norm, Scratch<S, E>& own, int t, int team) const {
+        for (int64_t part = t; part < partials; part += team) cleared(part);
+        Prefetch nothing;
+        for (int64_t i = 0; i < tiling.count(); ++i) {
+            const Tile tile = tiling[i];
+            fill_dy(tile, group, own, t, team);
+            if (weights) fill_z(tile, group, norm, own, t, team);
+#pragma omp barrier
+            if (pairs) {
+                pair(tile, own, t, team);
+#pragma omp barrier
+            }
+            if (args.dbias && t == 0) {
+                Partial<A> sums = partial(0);
+                add_bias(own_dy(tile, own), tile, sums);
+            }
+            for (int64_t p = 0; inputs && p < phases.count; ++p) {
+                const PhaseConv<E>& phase = phases.all[p];
+                Pixels& pixels = own.pixels[p];
+                if (!reached(tile, phase, pixels)) continue;
+                const WideGemm<S, E> gemm{weight,           {c, conv.weight_strides[1]}, {k, conv.weight_strides[0]}, phase.taps, phase.count, phase.segments,
+                                          phase.segment_count, own.packed,                  own.tile};
+                gemm.run(own.dy, pixels, {pixels.count, partials}, t, team, [&]<int NV>(int64_t lane, int64_t part, int64_t at, int64_t n, const A* values) {
+                    Sums<A> sums = partial(part).sums;
+                    leave<S, NV>(leaving(tile, phase, group, norm, sums), values, pixels.memory + at, n, lane);
+                });
+            }
+            const Share rows = wgrad.rows_of(t, team);
+            for (int64_t row = rows.begin, end; weights && row < rows.end; row = end) {
+                end = smaller(rows.end, row + wgrad.rows_at_once());
+                A* sums = tiling.count() > 1 ? shared_dweight + row * wgrad.pitch : own.dweight_rows;
+                add_weights(own, sums, {row, end}, i == 0, tile, nothing);
+                if (i + 1 == tiling.count()) wgrad.write(dweight, conv.weight_strides, conv, sums, 1, 0, {row, end}, row);
+            }
+#pragma omp barrier
+        }
+    }
 
-    // dy of a tile and around it; the plane returned starts at the tile's first output.
-    Plane<E> fill_dy(const Tile& tile, int64_t group, const Scratch<S, E>& own, Fill channels) const {
+    // dy of a tile and around it, thread t's share; a deferred dy that is wanted is written out on the way.
+    void fill_dy(const Tile& tile, int64_t group, const Scratch<S, E>& own, int t, int team) const {
         Window rows = dy_rows, columns = dy_columns;
         rows.span = received(conv.h, tile.rows);
         columns.span = received(conv.w, tile.columns);
         Plane<E> plane = dy;
         plane.data = own.dy;
         const A* v = static_cast<const A*>(args.dy.coeffs);
-        const int64_t ch = group * k + channels.first;
+        const int64_t ch = group * k, depth = padded(k);
         const Incoming<S> in{static_cast<const S*>(args.dy.dy), static_cast<const S*>(args.dy.x), static_cast<const S*>(args.dy.add),
                              v + ch, v + conv.k + ch, v + 2 * conv.k + ch, v + 3 * conv.k + ch, static_cast<S*>(args.dy.out)};
-        const int64_t depth = padded(channels.count);
-        fill_plane(plane, rows, columns, [&](int64_t pixel, int64_t, int64_t row, E* to, int64_t n) {
-            const int64_t image = tile.image * conv.h.out + row;
+        fill_planes(plane, dy_image, tile.images, rows, columns, t, team, [&](int64_t image, int64_t pixel, int64_t, int64_t row, E* to, int64_t n) {
             auto part = [&](int64_t from, int64_t end, bool write) {
                 if (from >= end) return;
-                E* place = to + channels.first + (from - pixel) * dy.pitch;
-                const int64_t at = (image * conv.w.out + from) * conv.k + ch;
+                E* place = to + (from - pixel) * dy.pitch;
+                const int64_t at = ((image * conv.h.out + row) * conv.w.out + from) * conv.k + ch;
                 if (v)
-                    receive<S, E, true>(in, at, conv.k, place, dy.pitch, end - from, channels.count, depth, write);
+                    receive<S, E, true>(in, at, conv.k, place, dy.pitch, end - from, k, depth, write);
                 else
-                    receive<S, E, false>(in, at, conv.k, place, dy.pitch, end - from, channels.count, depth, write);
+                    receive<S, E, false>(in, at, conv.k, place, dy.pitch, end - from, k, depth, write);
             };
-            if (!in.out || !channels.write || row < tile.rows.first || row >= tile.rows.end()) return part(pixel, pixel + n, false);
+            if (!in.out || row < tile.rows.first || row >= tile.rows.end()) return part(pixel, pixel + n, false);
             const int64_t begin = larger(pixel, tile.columns.first), end = smaller(pixel + n, tile.columns.end());
             part(pixel, begin, false);
             part(begin, end, true);
             part(end, pixel + n, false);
         });
-        plane.data += (tile.rows.first - rows.span.first) * plane.row + (tile.columns.first - columns.span.first) * plane.pitch;
-        return plane;
     }
 
-    Plane<E> fill_z(const Tile& tile, int64_t group, const Norm<A>& norm, const Scratch<S, E>& own, Fill channels) const {
+    void fill_z(const Tile& tile, int64_t group, const Norm<A>& norm, const Scratch<S, E>& own, int t, int team) const {
         Window rows = z_rows, columns = z_columns;
         rows.span = inputs_of(conv.h, tile.rows);
         columns.span = inputs_of(conv.w, tile.columns);
         Plane<E> plane = z;
         plane.data = own.z;
-        const S* x = static_cast<const S*>(args.x) + tile.image * conv.h.in * conv.w.in * conv.c + group * c + channels.first;
-        const Norm<A> part = norm.from(channels.first);
-        fill_plane(plane, rows, columns, [&](int64_t pixel, int64_t step, int64_t row, E* to, int64_t n) {
-            activate(x + (row * conv.w.in + pixel) * conv.c, step * conv.c, to + channels.first, z.pitch, n, channels.count, padded(channels.count), part);
+        const S* x = static_cast<const S*>(args.x) + group * c;
+        fill_planes(plane, z_image, tile.images, rows, columns, t, team, [&](int64_t image, int64_t pixel, int64_t step, int64_t row, E* to, int64_t n) {
+            activate(x + ((image * conv.h.in + row) * conv.w.in + pixel) * conv.c, step * conv.c, to, z.pitch, n, c, padded(c), norm);
         });
+    }
+
+    // dy from a tile's first output on.
+    Plane<E> own_dy(const Tile& tile, const Scratch<S, E>& own) const {
+        Plane<E> plane = dy;
+        plane.data = own.dy + (tile.rows.first - received(conv.h, tile.rows).first) * dy.row + (tile.columns.first - received(conv.w, tile.columns).first) * dy.pitch;
         return plane;
     }
 
-    void input_gradient(const Tile& tile, int64_t group, const Norm<A>& norm, Scratch<S, E>& own, Partial<A>& sums, Pixels* tables, Prefetch& prefetch) const {
-        const Span rows = inputs_owned(conv.h, tile.rows), columns = inputs_owned(conv.w, tile.columns);
+    // The inputs of a phase that a tile owns: whether there are any.
+    bool reached(const Tile& tile, const PhaseConv<E>& phase, Pixels& pixels) const {
+        const int64_t down = ceil_div(inputs_owned(conv.h, tile.rows).count - phase.row, conv.h.stride);
+        const int64_t right = ceil_div(inputs_owned(conv.w, tile.columns).count - phase.column, conv.w.stride);
+        if (down <= 0 || right <= 0) return false;
+        pixels.set(tile.images.count, down, right, {dy_image, dy.row, dy.pitch},
+                   {conv.h.in * conv.w.in, conv.h.stride * conv.w.in, conv.w.stride});
+        return true;
+    }
+
+    Leaving<S> leaving(const Tile& tile, const PhaseConv<E>& phase, int64_t group, const Norm<A>& norm, Sums<A>& sums) const {
+        const int64_t row = inputs_owned(conv.h, tile.rows).first + phase.row, column = inputs_owned(conv.w, tile.columns).first + phase.column;
+        const int64_t ch = group * c, first = ((tile.images.first * conv.h.in + row) * conv.w.in + column) * conv.c + ch;
         const A* v = static_cast<const A*>(args.coeffs);
-        auto at = [](const void* p, int64_t offset) { return p ? static_cast<const S*>(p) + offset : nullptr; };
+        auto at = [&](const void* p) { return p ? static_cast<const S*>(p) + first : nullptr; };
+        return {args.emit, at(args.x), at(args.add_dz), at(args.residual_grad), const_cast<S*>(at(args.out)), conv.c, c, streams, norm,
+                v + ch, v + conv.c + ch, v + 2 * conv.c + ch, v + 3 * conv.c + ch, &sums};
+    }
+
+    void input_gradient(const Tile& tile, int64_t group, const Norm<A>& norm, Scratch<S, E>& own, Partial<A>& sums, Prefetch& prefetch) const {
         for (int64_t i = 0; i < phases.count; ++i) {
             const PhaseConv<E>& phase = phases.all[i];
-            const int64_t down = ceil_div(rows.count - phase.row, conv.h.stride), right = ceil_div(columns.count - phase.column, conv.w.stride);
-            if (down <= 0 || right <= 0) continue;
-            Pixels& pixels = tables[i];
-            pixels.set(down, right, dy.row, dy.pitch, conv.h.stride * conv.w.in, conv.w.stride);
-            const int64_t pixel = (tile.image * conv.h.in + rows.first + phase.row) * conv.w.in + columns.first + phase.column;
-            const int64_t first = pixel * conv.c + group * c, ch = group * c;
-            const Leaving<S> to{args.emit, at(args.x, first), at(args.add_dz, first), at(args.residual_grad, first),
-                                const_cast<S*>(at(args.out, first)), conv.c, c, streams, norm, v + ch, v + conv.c + ch, v + 2 * conv.c + ch,
-                                v + 3 * conv.c + ch, &sums.sums};
+            Pixels& pixels = own.pixels[i];
+            if (!reached(tile, phase, pixels)) continue;
+            const Leaving<S> to = leaving(tile, phase, group, norm, sums.sums);
             const Gemm<E> gemm{own.dy, phase.weights, phase.segments, phase.segment_count, padded(k) * phase.count, phase.three_taps};
             // The phases have about the same number of pixels; the first with taps fetches for all.
-            const int64_t later = weights && !wgrad.by_rows ? wgrad.advances(tile.rows.count, ceil_div(tile.columns.count, PAIR<E>)) : 0;
+            const int64_t later = weights ? wgrad.advances(tile.rows.count, ceil_div(tile.columns.count, PAIR<E>)) : 0;
             prefetch.spread(gemm.advances(c, pixels.count) + later);
             gemm.run(c, pixels, own.tile, prefetch, [&]<int NV>(int64_t lane, int64_t at, int64_t n, const A* values) {
                 leave<S, NV>(to, values, pixels.memory + at, n, lane);
@@ -265,73 +339,59 @@ struct Bwd {
         }
     }
 
-    // A tile's share of dweight, from the channels that the planes hold.
-    void add_weights([[maybe_unused]] Scratch<S, E>& own, A* dweight, Share part, bool fresh, const Plane<E>& z_plane, [[maybe_unused]] Fill z_part,
-                     const Plane<E>& dy_plane, [[maybe_unused]] Fill dy_part, const Tile& tile, Prefetch& prefetch) const {
-#if defined(__AVX512BF16__)
-        if constexpr (PAIR<E> == 2) return add_weights_of_pairs(own, dweight, part, fresh, z_plane, z_part, dy_plane, dy_part, tile, prefetch);
-#endif
-        const bool dense = conv.w.stride == 1 && conv.w.dilation == 1 && z_plane.pitch == wgrad.lane_depth;
-        wgrad.add(dweight, part, fresh, {z_plane.data, z_plane.pitch, conv.h.stride * z_plane.row}, {dy_plane.data, dy_plane.pitch, dy_plane.row},
-                  dense, conv, tile.rows.count, tile.columns.count, prefetch, [&](int64_t r, int64_t s) { return place(z_plane, r, s); });
-    }
-
     // What tap (r, s) reads, from what tap (0, 0) does.
-    int64_t place(const Plane<E>& plane, int64_t r, int64_t s) const { return plane.tap(z_columns, r * conv.h.dilation, s * conv.w.dilation); }
+    int64_t place(int64_t r, int64_t s) const { return z.tap(z_columns, r * conv.h.dilation, s * conv.w.dilation); }
 
-#if defined(__AVX512BF16__)
-    void add_weights_of_pairs(Scratch<S, E>& own, A* dweight, Share part, bool fresh, const Plane<E>& z_plane, Fill z_part, const Plane<E>& dy_plane,
-                              Fill dy_part, const Tile& tile, Prefetch& prefetch) const {
-        const int64_t rows = tile.rows.count, pixels = tile.columns.count, pairs = ceil_div(pixels, 2);
-        const int64_t tap = 2 * padded(c), z_pitch = conv.w.kernel * tap, z_row = pairs * z_pitch, dy_pitch = 2 * padded(k), dy_row = pairs * dy_pitch;
-        const int64_t inputs = inputs_of(conv.h, tile.rows).count;
-        for (int64_t j = 0; j < inputs; ++j)
-            for (int64_t s = 0; z_rows.needed(j % conv.h.stride) && s < conv.w.kernel; ++s)
-                pair_rows(z_plane.data + j * z_plane.row + place(z_plane, 0, s) + z_part.first, z_plane.pitch, pixels, padded(z_part.count),
-                            own.z_pairs + j * z_row + s * tap + 2 * z_part.first, z_pitch);
-        for (int64_t i = 0; i < rows; ++i)
-            pair_rows(dy_plane.data + i * dy_plane.row + dy_part.first, dy_plane.pitch, pixels, padded(dy_part.count),
-                        own.dy_pairs + i * dy_row + 2 * dy_part.first, dy_pitch);
-        wgrad.add(dweight, part, fresh, {own.z_pairs, z_pitch, conv.h.stride * z_row}, {own.dy_pairs, dy_pitch, dy_row}, true, conv, rows, pairs, prefetch,
-                  [&](int64_t r, int64_t s) { return r * conv.h.dilation * z_row + s * tap; });
+    // A tile's share of rows `part` of dweight.
+    void add_weights(Scratch<S, E>& own, A* dweight, Share part, bool fresh, const Tile& tile, Prefetch& prefetch) const {
+        const int64_t images = tile.images.count, rows = tile.rows.count, pixels = tile.columns.count;
+        if constexpr (PAIR<E> == 2) {
+            const int64_t tap = 2 * padded(c), z_pitch = conv.w.kernel * tap;
+            wgrad.add(dweight, part, fresh, {own.z_pairs, z_pitch, conv.h.stride * z_pairs_row, z_rows.span.count * z_pairs_row},
+                      {own.dy_pairs, 2 * padded(k), dy_pairs_row, tiling.rows * dy_pairs_row}, true, conv, {images, rows, ceil_div(pixels, 2)}, prefetch,
+                      [&](int64_t r, int64_t s) { return r * conv.h.dilation * z_pairs_row + s * tap; });
+        } else {
+            const bool dense = conv.w.stride == 1 && conv.w.dilation == 1 && z.pitch == wgrad.lane_depth;
+            wgrad.add(dweight, part, fresh, {own.z, z.pitch, conv.h.stride * z.row, z_image}, {own_dy(tile, own).data, dy.pitch, dy.row, dy_image}, dense, conv,
+                      {images, rows, pixels}, prefetch, [&](int64_t r, int64_t s) { return place(r, s); });
+        }
     }
+
+    // Pairs of a tile's pixels side by side, thread t's share.
+    void pair([[maybe_unused]] const Tile& tile, [[maybe_unused]] Scratch<S, E>& own, [[maybe_unused]] int t, [[maybe_unused]] int team) const {
+#if defined(__AVX512BF16__)
+        if constexpr (PAIR<E> == 2) {
+            const int64_t images = tile.images.count, rows = tile.rows.count, pixels = tile.columns.count;
+            const int64_t tap = 2 * padded(c), read = inputs_of(conv.h, tile.rows).count;
+            const Share z_share(images * read, t, team), dy_share(images * rows, t, team);
+            for (int64_t i = z_share.begin; i < z_share.end; ++i) {
+                const int64_t image = i / read, row = i % read;
+                for (int64_t s = 0; z_rows.needed(row % conv.h.stride) && s < conv.w.kernel; ++s)
+                    pair_rows(own.z + image * z_image + row * z.row + place(0, s), z.pitch, pixels, padded(c),
+                              own.z_pairs + (image * z_rows.span.count + row) * z_pairs_row + s * tap, conv.w.kernel * tap);
+            }
+            const E* from = own_dy(tile, own).data;
+            for (int64_t i = dy_share.begin; i < dy_share.end; ++i)
+                pair_rows(from + i / rows * dy_image + i % rows * dy.row, dy.pitch, pixels, padded(k),
+                          own.dy_pairs + (i / rows * tiling.rows + i % rows) * dy_pairs_row, 2 * padded(k));
+        }
 #endif
+    }
 
     void add_bias(const Plane<E>& plane, const Tile& tile, Partial<A>& sums) const {
         for (int64_t ch = 0; ch < k; ++ch) {
             double sum = 0;
-            for (int64_t i = 0; i < tile.rows.count; ++i)
-                for (int64_t j = 0; j < tile.columns.count; ++j) sum += double(widened(plane.data[i * plane.row + j * plane.pitch + ch]));
+            for (int64_t n = 0; n < tile.images.count; ++n)
+                for (int64_t i = 0; i < tile.rows.count; ++i)
+                    for (int64_t j = 0; j < tile.columns.count; ++j) sum += double(widened(plane.data[n * dy_image + i * plane.row + j * plane.pitch + ch]));
             sums.dbias[ch] += sum;
-        }
-    }
-
-    void finish_weights(int64_t group, const Norm<A>& norm, Scratch<S, E>& own, int t, int team) const {
-        S* dweight = static_cast<S*>(args.dweight) + group * k * conv.weight_strides[0];
-        if (!wgrad.by_rows) {
-            wgrad.write(dweight, conv.weight_strides, conv, partial(0).dweight, slices.count, partial_bytes / sizeof(A), {wgrad.rows, t, team}, 0);
-            return;
-        }
-        Prefetch nothing;
-        // As many parts as threads were asked for, and buffers sized for; the team may be smaller.
-        for (int i = t; i < args.threads; i += team) {
-            const Share rows = wgrad.rows_of(i, args.threads);
-            const Fill part{rows.begin, smaller(rows.end, wgrad.rows) - rows.begin, false}, all{0, wgrad.lanes, false};
-            if (part.count <= 0) continue;
-            for (int64_t j = 0; j < tiling.count(); ++j) {
-                const Tile tile = tiling[j];
-                const Plane<E> dy_plane = fill_dy(tile, group, own, wgrad.over_c ? part : all);
-                const Plane<E> z_plane = fill_z(tile, group, norm, own, wgrad.over_c ? all : part);
-                add_weights(own, own.dweight_rows, rows, j == 0, z_plane, wgrad.over_c ? all : part, dy_plane, wgrad.over_c ? part : all, tile, nothing);
-            }
-            wgrad.write(dweight, conv.weight_strides, conv, own.dweight_rows, 1, 0, rows, rows.begin);
         }
     }
 
     void finish_sums(int64_t group) const {
         if (!args.sums && !args.dbias) return;
         Partial<A> all = partial(0);
-        for (int64_t slice = 1; slice < slices.count; ++slice) {
+        for (int64_t slice = 1; slice < partials; ++slice) {
             const Partial<A> more = partial(slice);
             all.sums.merge(more.sums);
             for (int64_t i = 0; i < k; ++i) all.dbias[i] += more.dbias[i];
@@ -345,12 +405,12 @@ struct Bwd {
     void fetch(Prefetch& prefetch, const Tile& next) const {
         if ((tiling.columns < tiling.width && tiling.height > 1) || conv.groups > 1) return;
         const Span rows = inputs_owned(conv.h, next.rows), columns = inputs_owned(conv.w, next.columns);
-        const int64_t y = (next.image * conv.h.out + next.rows.first) * conv.w.out + next.columns.first;
-        const int64_t x = (next.image * conv.h.in + rows.first) * conv.w.in + columns.first;
+        const int64_t y = (next.images.first * conv.h.out + next.rows.first) * conv.w.out + next.columns.first;
+        const int64_t x = (next.images.first * conv.h.in + rows.first) * conv.w.in + columns.first;
         auto add = [&](const void* p, int64_t pixel, int64_t pixels, int64_t channels) {
             if (p) prefetch.add(static_cast<const S*>(p) + pixel * channels, pixels * channels * sizeof(S));
         };
-        const int64_t y_pixels = next.rows.count * next.columns.count, x_pixels = rows.count * columns.count;
+        const int64_t y_pixels = next.pixels(), x_pixels = rows.count * columns.count;
         add(args.dy.dy, y, y_pixels, k);
         add(args.dy.x, y, y_pixels, k);
         add(args.dy.add, y, y_pixels, k);

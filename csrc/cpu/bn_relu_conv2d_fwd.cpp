@@ -6,6 +6,7 @@
 #include "moments.h"
 #include "prologue.h"
 #include "slices.h"
+#include "wide.h"
 
 namespace fused_preact::FUSED_PREACT_ISA {
 namespace {
@@ -80,66 +81,75 @@ void finish(const Outgoing<S>& out, const wide<S>* tile, const int32_t* pixels, 
 }
 
 template <class S, class E>
-struct Scratch {
-    using A = wide<S>;
-    E* plane;
-    A* tile;
-    Pixels pixels;
-
-    Scratch(Arena& arena, int64_t plane_elements, int64_t tile_pixels)
-        : plane(arena.take<E>(plane_elements)), tile(arena.take<A>(CHUNK * PANEL<A>)), pixels(arena, tile_pixels) {}
-};
-
-template <class S, class E>
 struct Fwd {
     using A = wide<S>;
 
+    // What a thread has for itself, but for the planes of a wide layer, which all threads share.
+    struct Scratch {
+        E *planes, *packed;
+        A* tile;
+        Pixels pixels;
+    };
+
     const BnReluConv2dFwd& args;
+    const bool wide_layer;
     const Conv conv;
     const int64_t c, k, depth, pitch, taps_count;
     const Tiling tiling;
     Window h, w;
     Plane<E> plane;
+    int64_t plane_elements;
     bool streams, three_taps;
     int segment_count;
     A* identity;
     Tap* taps;
     Segment* segments;
-    E* weights;
+    E *weights, *shared_planes;
     Arena threads;
     size_t moments_bytes, thread_bytes;
     Slices slices;
+    int64_t partials;
     size_t moments_at;
 
     Fwd(const BnReluConv2dFwd& a)
         : args(a),
-          conv(flattened(a.conv)),
+          wide_layer(is_wide(a.conv)),
+          conv(wide_layer ? a.conv : flattened(a.conv)),
           c(conv.c / conv.groups),
           k(conv.k / conv.groups),
           depth(padded(c)),
           pitch(plane_pitch(c)),
           taps_count(conv.h.kernel * conv.w.kernel),
-          tiling(tiling_of(conv, pitch * sizeof(E), packed_elements<A>(k, c, taps_count) * sizeof(E), a.threads)),
+          tiling(wide_layer ? wide_tiling_of(conv, conv.h.stride * conv.w.stride * pitch * sizeof(E))
+                            : tiling_of(conv, pitch * sizeof(E), packed_elements<A>(k, c, taps_count) * sizeof(E), a.threads)),
           h{conv.h.in, conv.h.stride, conv.h.kernel, conv.h.dilation, inputs_of(conv.h, {0, tiling.rows})},
           w{conv.w.in, conv.w.stride, conv.w.kernel, conv.w.dilation, inputs_of(conv.w, {0, tiling.columns})},
           plane{nullptr, pitch, 0, 0},
+          plane_elements(plane.elements(h, w, pitch)),
           threads{static_cast<char*>(a.workspace.data)},
           moments_bytes(a.stats ? bytes_of([&](Arena& arena) { Moments<A>(arena, k); }) : 0),
-          slices(threads, tiling.count(), moments_bytes, a.threads) {
+          slices(threads, tiling.count(), moments_bytes, a.threads),
+          partials(wide_layer ? larger<int64_t>(a.threads, ceil_div(tiling.most_pixels(), GROUP_PIXELS)) : slices.count) {
         plane.shape(w);
         identity = threads.take<A>(2 * conv.c);
         taps = threads.take<Tap>(taps_count);
         segments = threads.take<Segment>(most_segments<E>(taps_count, depth));
-        weights = threads.take<E>(packed_elements<A>(k, c, taps_count));
+        weights = threads.take<E>(wide_layer ? 0 : packed_elements<A>(k, c, taps_count));
+        shared_planes = threads.take<E>(wide_layer ? tiling.each * plane_elements : 0);
         moments_at = threads.used;
-        threads.used += moments_bytes * slices.count;
+        threads.used += moments_bytes * partials;
         thread_bytes = bytes_of([&](Arena& arena) { scratch(arena); });
     }
 
     size_t bytes() const { return threads.used + thread_bytes * args.threads; }
 
-    Scratch<S, E> scratch(Arena& arena) const { return {arena, plane.elements(h, w, pitch), tiling.rows * tiling.columns}; }
-    Scratch<S, E> scratch(int thread) const {
+    Scratch scratch(Arena& arena) const {
+        const int64_t pixels = tiling.most_pixels();
+        if (wide_layer) return {shared_planes, arena.take<E>(depth * PANEL<A>), arena.take<A>(round_up(pixels, ROWS) * PANEL<A>), {arena, pixels}};
+        E* planes = arena.take<E>(plane_elements);
+        return {planes, nullptr, arena.take<A>(CHUNK * PANEL<A>), {arena, pixels}};
+    }
+    Scratch scratch(int thread) const {
         Arena arena{threads.data, threads.used + thread * thread_bytes};
         return scratch(arena);
     }
@@ -152,74 +162,112 @@ struct Fwd {
         for (int64_t r = 0, t = 0; r < conv.h.kernel; ++r)
             for (int64_t s = 0; s < conv.w.kernel; ++s, ++t)
                 taps[t] = {r * conv.weight_strides[2] + s * conv.weight_strides[3], plane.tap(w, r * conv.h.dilation, s * conv.w.dilation)};
-        segment_count = segments_of<E>(taps, taps_count, depth, segments);
-        three_taps = takes_three_taps<E>(segments, segment_count, k, pitch, tiling.columns) && tiling.width % tiling.columns == 0;
+        const Tap one{};
+        segment_count = wide_layer ? segments_of<E>(&one, 1, depth, segments) : segments_of<E>(taps, taps_count, depth, segments);
+        three_taps = !wide_layer && takes_three_taps<E>(segments, segment_count, k, pitch, tiling.columns) && tiling.width % tiling.columns == 0;
         streams = conv.groups == 1 && streamed<S>(args.y, conv.n * conv.h.out * conv.w.out, k);
     }
 
     // One group, all threads.
     void run(int64_t group) {
         const Norm<A> norm = norm_of(args.bn, args.bn_pitch, conv.c, args.relu, identity).from(group * c);
+        const S* weight = static_cast<const S*>(args.weight) + group * k * conv.weight_strides[0];
         slices.reset();
 #pragma omp parallel num_threads(args.threads)
         {
             const int t = omp_get_thread_num(), team = omp_get_num_threads();
-            Scratch<S, E> own = scratch(t);
-            const S* weight = static_cast<const S*>(args.weight) + group * k * conv.weight_strides[0];
-            pack(weights, weight, {k, conv.weight_strides[0]}, {c, conv.weight_strides[1]}, taps, taps_count, t, team);
-#pragma omp barrier
-            slices.work(
-                t,
-                [&](int64_t slice) {
-                    Moments<A> own_moments = moments(slice);
-                    if (args.stats) own_moments.reset();
-                    return own_moments;
-                },
-                [&](Moments<A>& own_moments, int64_t i, int64_t next) { tile(i, next, group, norm, own, own_moments); },
-                [&](Moments<A>& own_moments) {
-                    if (args.stats) own_moments.flush();
-                });
+            Scratch own = scratch(t);
+            if (wide_layer)
+                together(weight, group, norm, own, t, team);
+            else
+                tile_by_tile(weight, group, norm, own, t, team);
             if (streams) stream_fence();
 #pragma omp barrier
             if (args.stats && t == 0) {
                 Moments<A> all = moments(0);
-                for (int64_t slice = 1; slice < slices.count; ++slice) all.merge(moments(slice));
+                for (int64_t slice = 1; slice < partials; ++slice) all.merge(moments(slice));
                 write_stats(all, k, conv.k, group * k, static_cast<A*>(args.stats));
             }
         }
     }
 
-    void tile(int64_t index, int64_t next, int64_t group, const Norm<A>& norm, Scratch<S, E>& own, Moments<A>& moments) const {
+    void tile_by_tile(const S* weight, int64_t group, const Norm<A>& norm, Scratch& own, int t, int team) {
+        pack(weights, weight, {k, conv.weight_strides[0]}, {c, conv.weight_strides[1]}, taps, taps_count, t, team);
+#pragma omp barrier
+        slices.work(
+            t,
+            [&](int64_t slice) {
+                Moments<A> own_moments = moments(slice);
+                if (args.stats) own_moments.reset();
+                return own_moments;
+            },
+            [&](Moments<A>& own_moments, int64_t i, int64_t next) { tile(i, next, group, norm, own, own_moments); },
+            [&](Moments<A>& own_moments) {
+                if (args.stats) own_moments.flush();
+            });
+    }
+
+    void tile(int64_t index, int64_t next, int64_t group, const Norm<A>& norm, Scratch& own, Moments<A>& moments) const {
         const Tile tile = tiling[index];
-        const S* x = static_cast<const S*>(args.x) + tile.image * conv.h.in * conv.w.in * conv.c + group * c;
+        fill(tile, group, norm, own, 0, 1);
+        Prefetch prefetch;
+        if (next >= 0) fetch(prefetch, tiling[next], next == index + 1 ? inputs_of(conv.h, tile.rows) : Span{0, 0});
+        const bool opening = moments.pending == 0;
+        const Outgoing<S> out = outgoing(tile, group, moments);
+        const Gemm<E> gemm{own.planes, weights, segments, segment_count, depth * taps_count, three_taps};
+        prefetch.spread(gemm.advances(k, own.pixels.count));
+        gemm.run(k, own.pixels, own.tile, prefetch, [&]<int NV>(int64_t lane, int64_t at, int64_t n, const A* values) {
+            finish<S, NV>(out, values, own.pixels.memory + at, n, lane, opening && at == 0);
+        });
+        if (args.stats) moments.added(own.pixels.count);
+    }
+
+    // A wide layer's tiles, one after the other.
+    void together(const S* weight, int64_t group, const Norm<A>& norm, Scratch& own, int t, int team) const {
+        const WideGemm<S, E> gemm{weight, {k, conv.weight_strides[0]}, {c, conv.weight_strides[1]}, taps, taps_count, segments, segment_count, own.packed, own.tile};
+        for (int64_t part = t; args.stats && part < partials; part += team) moments(part).reset();
+        for (int64_t i = 0; i < tiling.count(); ++i) {
+            const Tile tile = tiling[i];
+            fill(tile, group, norm, own, t, team);
+            const Parts parts{tile.pixels(), partials};
+#pragma omp barrier
+            gemm.run(own.planes, own.pixels, parts, t, team, [&]<int NV>(int64_t lane, int64_t part, int64_t at, int64_t n, const A* values) {
+                Moments<A> sums = moments(part);
+                finish<S, NV>(outgoing(tile, group, sums), values, own.pixels.memory + at, n, lane, at == parts.begin(part));
+            });
+#pragma omp barrier
+            for (int64_t part = t; args.stats && part < partials; part += team) {
+                Moments<A> sums = moments(part);
+                sums.added(parts.of(part));
+                sums.flush();
+            }
+        }
+    }
+
+    // The share of thread t of the planes that a tile reads.
+    void fill(const Tile& tile, int64_t group, const Norm<A>& norm, Scratch& own, int t, int team) const {
+        const S* x = static_cast<const S*>(args.x) + group * c;
         Window rows = h, columns = w;
         rows.span = inputs_of(conv.h, tile.rows);
         columns.span = inputs_of(conv.w, tile.columns);
         Plane<E> z = plane;
-        z.data = own.plane;
-        fill_plane(z, rows, columns, [&](int64_t pixel, int64_t step, int64_t row, E* to, int64_t n) {
-            activate(x + (row * conv.w.in + pixel) * conv.c, step * conv.c, to, pitch, n, c, depth, norm);
+        z.data = own.planes;
+        fill_planes(z, plane_elements, tile.images, rows, columns, t, team, [&](int64_t image, int64_t pixel, int64_t step, int64_t row, E* to, int64_t n) {
+            activate(x + ((image * conv.h.in + row) * conv.w.in + pixel) * conv.c, step * conv.c, to, pitch, n, c, depth, norm);
         });
-        Pixels& pixels = own.pixels;
-        pixels.set(tile.rows.count, tile.columns.count, conv.h.stride * z.row, pitch, conv.w.out, 1);
+        own.pixels.set(tile.images.count, tile.rows.count, tile.columns.count, {plane_elements, conv.h.stride * z.row, pitch},
+                       {conv.h.out * conv.w.out, conv.w.out, 1});
+    }
 
-        Prefetch prefetch;
-        if (next >= 0) fetch(prefetch, tiling[next], next == index + 1 ? rows.span : Span{0, 0});
+    Outgoing<S> outgoing(const Tile& tile, int64_t group, Moments<A>& moments) const {
         const int64_t first = place(tile) * conv.k + group * k;
-        const bool opening = moments.pending == 0;
         const S *residual = static_cast<const S*>(args.residual), *bias = static_cast<const S*>(args.bias);
-        const Outgoing<S> out{static_cast<S*>(args.y) + first, residual ? residual + first : nullptr, bias ? bias + group * k : nullptr,
-                              conv.k, k, streams, args.stats ? &moments : nullptr};
-        const Gemm<E> gemm{z.data, weights, segments, segment_count, depth * taps_count, three_taps};
-        prefetch.spread(gemm.advances(k, pixels.count));
-        gemm.run(k, pixels, own.tile, prefetch, [&]<int NV>(int64_t lane, int64_t at, int64_t n, const A* values) {
-            finish<S, NV>(out, values, pixels.memory + at, n, lane, opening && at == 0);
-        });
-        if (args.stats) moments.added(pixels.count);
+        return {static_cast<S*>(args.y) + first, residual ? residual + first : nullptr, bias ? bias + group * k : nullptr,
+                conv.k, k, streams, args.stats ? &moments : nullptr};
     }
 
     // The first output pixel of a tile.
-    int64_t place(const Tile& tile) const { return (tile.image * conv.h.out + tile.rows.first) * conv.w.out + tile.columns.first; }
+    int64_t place(const Tile& tile) const { return (tile.images.first * conv.h.out + tile.rows.first) * conv.w.out + tile.columns.first; }
 
     // What the next tile reads and this one did not, where it is contiguous.
     void fetch(Prefetch& prefetch, const Tile& next, Span seen) const {
@@ -230,8 +278,8 @@ struct Fwd {
         const int64_t to = smaller(conv.h.in, rows.end()), left = line ? larger<int64_t>(0, columns.first) : 0;
         const int64_t width = line ? smaller(conv.w.in, columns.end()) - left : conv.w.in;
         const S *x = static_cast<const S*>(args.x), *residual = static_cast<const S*>(args.residual);
-        prefetch.add(x + ((next.image * conv.h.in + from) * conv.w.in + left) * conv.c, (to - from) * width * conv.c * sizeof(S));
-        if (residual) prefetch.add(residual + place(next) * conv.k, next.rows.count * next.columns.count * conv.k * sizeof(S));
+        prefetch.add(x + ((next.images.first * conv.h.in + from) * conv.w.in + left) * conv.c, (to - from) * width * conv.c * sizeof(S));
+        if (residual) prefetch.add(residual + place(next) * conv.k, next.pixels() * conv.k * sizeof(S));
     }
 };
 

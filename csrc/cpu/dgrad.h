@@ -30,13 +30,14 @@ struct PhaseConvs {
     PhaseConv<E>* all;
     int64_t count;
 
-    PhaseConvs(Arena& arena, const Conv& conv, int64_t c, int64_t k) : count(conv.h.stride * conv.w.stride) {
+    // A wide layer's weights are packed where they are used, and its segments are those of one tap.
+    PhaseConvs(Arena& arena, const Conv& conv, int64_t c, int64_t k, bool wide_layer) : count(conv.h.stride * conv.w.stride), wide_(wide_layer) {
         using A = wide<E>;
         const int64_t total = conv.h.kernel * conv.w.kernel;
         all = arena.take<PhaseConv<E>>(count);
         taps = arena.take<Tap>(total);
         segments = arena.take<Segment>(most_segments<E>(total, padded(k)));
-        weights = arena.take<E>(packed_elements<A>(c, k, total));
+        weights = arena.take<E>(wide_ ? 0 : packed_elements<A>(c, k, total));
     }
 
     // origin: where a tile's first output lies in the dy plane.
@@ -55,13 +56,16 @@ struct PhaseConvs {
                     phase.taps[phase.count++] = {r * conv.weight_strides[2] + s * conv.weight_strides[3],
                                                  (origin_row + down / h.stride) * dy.row + (origin_column + right / w.stride) * dy.pitch};
                 }
-            phase.segment_count = segments_of<E>(phase.taps, phase.count, padded(k), phase.segments);
-            phase.three_taps = takes_three_taps<E>(phase.segments, phase.segment_count, c, dy.pitch, columns);
+            const Tap one{};
+            const Tap* joined = wide_ ? &one : phase.taps;
+            phase.segment_count = segments_of<E>(joined, wide_ ? smaller<int64_t>(1, phase.count) : phase.count, padded(k), phase.segments);
+            phase.three_taps = !wide_ && takes_three_taps<E>(phase.segments, phase.segment_count, c, dy.pitch, columns);
             used += phase.count;
         }
     }
 
   private:
+    bool wide_;
     Tap* taps;
     Segment* segments;
     E* weights;

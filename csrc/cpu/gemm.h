@@ -52,7 +52,7 @@ struct Gemm {
                 }
             }
             for (int64_t r = 0; r < n; r += ROWS)
-                rows_block<E, NV>(plane, pixels.plane + first + r, segments, count, w, tile + r * NV * W, prefetch);
+                rows_block<E, NV>(plane, pixels.plane + first + r, segments, count, w, tile + r * NV * W, true, prefetch);
             finish.template operator()<NV>(lane, first, n, tile);
         }
     }

@@ -44,13 +44,12 @@ INLINE void spill(Vec<A> (&acc)[NR][NV], A* tile, bool fresh) {
         }
 }
 
-// tile[r][lane] = sum over segments: plane[rows[r] + offset + step] * weights[step][lane]
+// tile[r][lane] (+)= sum over segments: plane[rows[r] + offset + step] * weights[step][lane]; a fresh tile is overwritten.
 template <class E, int NV>
-KERNEL void rows_block(const E* plane, const int32_t* rows, const Segment* segments, int count, const E* weights, wide<E>* tile,
+KERNEL void rows_block(const E* plane, const int32_t* rows, const Segment* segments, int count, const E* weights, wide<E>* tile, bool fresh,
                        Prefetch& prefetch) {
     constexpr int W = LANES<wide<E>>;
     Vec<wide<E>> acc[ROWS][NV] = {};
-    bool fresh = true;
     for (int s = 0, chain = 0; s < count; ++s) {
         const E* a[ROWS];
         UNROLL for (int r = 0; r < ROWS; ++r) a[r] = plane + rows[r] + segments[s].offset;
@@ -92,30 +91,31 @@ KERNEL void three_taps_block(const E* plane, int32_t row, const Segment* segment
     UNROLL for (int r = 0; r < NR; ++r) store(tile + r * W, acc[r]);
 }
 
-// Rows of pixels in a plane, from a channel on.
+// Rows of pixels in the planes of some images, from a channel on.
 template <class E>
 struct PixelRows {
     const E* data;
-    int64_t pitch, row;
+    int64_t pitch, row, image;
 
-    INLINE PixelRows from(int64_t channel) const { return {data + channel * PAIR<E>, pitch, row}; }
+    INLINE PixelRows from(int64_t channel) const { return {data + channel * PAIR<E>, pitch, row, image}; }
 };
 
 // sums[r][lane] (+)= sum over pixels: a[pixel][r] * b[pixel][lane]; rows of sums are `apart` elements apart, fresh ones are overwritten.
 template <class E, int NR, int NV>
-KERNEL void pixels_block(PixelRows<E> a, PixelRows<E> b, int64_t rows, int64_t pixels, wide<E>* sums, int64_t apart, bool fresh,
+KERNEL void pixels_block(PixelRows<E> a, PixelRows<E> b, int64_t images, int64_t rows, int64_t pixels, wide<E>* sums, int64_t apart, bool fresh,
                          Prefetch& prefetch) {
     constexpr int W = LANES<wide<E>>;
     Vec<wide<E>> acc[NR][NV] = {};
-    for (int64_t i = 0; i < rows; ++i) {
-        const E *p = a.data + i * a.row, *q = b.data + i * b.row;
-        for (int64_t j = 0; j < pixels;) {
-            prefetch.advance();
-            for (const int64_t end = smaller<int64_t>(pixels, j + PREFETCH_STEPS); j < end; ++j, p += a.pitch, q += b.pitch)
-                UNROLL for (int r = 0; r < NR; ++r)
-                    UNROLL for (int v = 0; v < NV; ++v) acc[r][v] = mac(acc[r][v], p + r * PAIR<E>, q + v * W * PAIR<E>);
+    for (int64_t n = 0; n < images; ++n)
+        for (int64_t i = 0; i < rows; ++i) {
+            const E *p = a.data + n * a.image + i * a.row, *q = b.data + n * b.image + i * b.row;
+            for (int64_t j = 0; j < pixels;) {
+                prefetch.advance();
+                for (const int64_t end = smaller<int64_t>(pixels, j + PREFETCH_STEPS); j < end; ++j, p += a.pitch, q += b.pitch)
+                    UNROLL for (int r = 0; r < NR; ++r)
+                        UNROLL for (int v = 0; v < NV; ++v) acc[r][v] = mac(acc[r][v], p + r * PAIR<E>, q + v * W * PAIR<E>);
+            }
         }
-    }
     UNROLL for (int r = 0; r < NR; ++r)
         UNROLL for (int v = 0; v < NV; ++v) {
             wide<E>* to = sums + r * apart + v * W;

@@ -67,45 +67,49 @@ void pair_rows(const E* row, int64_t pitch, int64_t count, int64_t channels, E* 
 }
 #endif
 
+// One tap of a panel whose first lane is `first`: [reduction][lane].
+template <class S, class E>
+void pack_piece(E* to, const S* weight, Side lanes, Side reduction, int64_t first) {
+    using A = wide<E>;
+    constexpr int P = PAIR<E>;
+    const int64_t depth = padded(reduction.count);
+    const int width = panel_vectors<A>(lanes.count, first / PANEL<A>) * LANES<A>, filled = int(smaller<int64_t>(width, lanes.count - first));
+    const S* from = weight + first * lanes.stride;
+    if (filled < width || reduction.count < depth) clear(to, depth * width);
+    auto at = [&](int64_t k) { return to + k / P * P * width + k % P; };
+    if (lanes.stride == 1) {
+#if defined(__AVX512BF16__)
+        if constexpr (P == 2)
+            if (filled % CHANNEL_PAD == 0) return pair_rows(from, reduction.stride, reduction.count, filled, to, P * width);
+#endif
+        for (int64_t k = 0; k < reduction.count; ++k)
+            for (int i = 0; i < filled; ++i) at(k)[i * P] = converted<S, E>(from[k * reduction.stride + i]);
+        return;
+    }
+    // A transposition, in blocks that read whole cache lines and write what stays in L1.
+    int64_t done = 0;
+    if constexpr (sizeof(S) * P == sizeof(uint32_t)) {
+        constexpr int W = LANES<uint32_t>;
+        if (reduction.stride == 1 && filled % W == 0)
+            for (; done + W * P <= reduction.count; done += W * P)
+                for (int i = 0; i < filled; i += W) transpose_words(from + i * lanes.stride + done, lanes.stride, to + done * width + i * P, width * P);
+    }
+    for (int64_t k0 = done; k0 < reduction.count; k0 += CHANNEL_PAD)
+        for (int i = 0; i < filled; ++i)
+            for (int64_t k = k0; k < smaller(reduction.count, k0 + CHANNEL_PAD); ++k)
+                at(k)[i * P] = converted<S, E>(from[i * lanes.stride + k * reduction.stride]);
+}
+
 // The share of thread t: whole (panel, tap) pieces.
 template <class S, class E>
 void pack(E* packed, const S* weight, Side lanes, Side reduction, const Tap* taps, int64_t count, int t, int threads) {
     using A = wide<E>;
-    constexpr int P = PAIR<E>;
     const int64_t depth = padded(reduction.count);
-    Share share(panels(lanes.count, PANEL<A>) * count, t, threads);
+    const Share share(panels(lanes.count, PANEL<A>) * count, t, threads);
     for (int64_t piece = share.begin; piece < share.end; ++piece) {
-        int64_t panel = piece / count, tap = piece % count, first = panel * PANEL<A>;
-        int width = panel_vectors<A>(lanes.count, panel) * LANES<A>;
-        int filled = int(smaller<int64_t>(width, lanes.count - first));
-        E* to = packed + first * depth * count + tap * depth * width;
-        const S* from = weight + taps[tap].weight + first * lanes.stride;
-        if (filled < width || reduction.count < depth) clear(to, depth * width);
-        auto at = [&](int64_t k) { return to + k / P * P * width + k % P; };
-        if (lanes.stride == 1) {
-#if defined(__AVX512BF16__)
-            if constexpr (P == 2)
-                if (filled % CHANNEL_PAD == 0) {
-                    pair_rows(from, reduction.stride, reduction.count, filled, to, P * width);
-                    continue;
-                }
-#endif
-            for (int64_t k = 0; k < reduction.count; ++k)
-                for (int i = 0; i < filled; ++i) at(k)[i * P] = converted<S, E>(from[k * reduction.stride + i]);
-            continue;
-        }
-        // A transposition, in blocks that read whole cache lines and write what stays in L1.
-        int64_t done = 0;
-        if constexpr (sizeof(S) * P == sizeof(uint32_t)) {
-            constexpr int W = LANES<uint32_t>;
-            if (reduction.stride == 1 && filled % W == 0)
-                for (; done + W * P <= reduction.count; done += W * P)
-                    for (int i = 0; i < filled; i += W) transpose_words(from + i * lanes.stride + done, lanes.stride, to + done * width + i * P, width * P);
-        }
-        for (int64_t k0 = done; k0 < reduction.count; k0 += CHANNEL_PAD)
-            for (int i = 0; i < filled; ++i)
-                for (int64_t k = k0; k < smaller(reduction.count, k0 + CHANNEL_PAD); ++k)
-                    at(k)[i * P] = converted<S, E>(from[i * lanes.stride + k * reduction.stride]);
+        const int64_t panel = piece / count, tap = piece % count, first = panel * PANEL<A>;
+        const int width = panel_vectors<A>(lanes.count, panel) * LANES<A>;
+        pack_piece(packed + first * depth * count + tap * depth * width, weight + taps[tap].weight, lanes, reduction, first);
     }
 }
 

@@ -3,8 +3,8 @@
 // [row][phase of the column modulo stride][column][pitch], zeros outside the image; so a tap is an offset and pixels of an output row
 // lie `pitch` apart, whatever the stride. Channels are padded with zeros to a multiple of 16.
 #pragma once
+#include "arena.h"
 #include "records.h"
-#include "vec.h"
 
 namespace fused_preact::FUSED_PREACT_ISA {
 
@@ -72,11 +72,11 @@ INLINE void clear(E* p, int64_t count) {
     __builtin_memset(p, 0, larger<int64_t>(count, 0) * sizeof(E));
 }
 
-// Fill a plane with pixels of one image: fill(pixel, step, row, destination, count) writes `count` pixels of image row `row`, the first
-// being column `pixel`, `step` columns apart. The plane has the shape of the largest tile's.
+// Fill rows [first, end) of a plane with pixels of one image: fill(pixel, step, row, destination, count) writes `count` pixels of image row
+// `row`, the first being column `pixel`, `step` columns apart. The plane has the shape of the largest tile's.
 template <class E, class Fill>
-INLINE void fill_plane(const Plane<E>& plane, const Window& h, const Window& w, Fill&& fill) {
-    for (int64_t j = 0; j < h.span.count; ++j) {
+INLINE void fill_plane(const Plane<E>& plane, const Window& h, const Window& w, int64_t first, int64_t end_row, Fill&& fill) {
+    for (int64_t j = first; j < end_row; ++j) {
         if (!h.needed(j % h.stride)) continue;
         int64_t y = h.span.first + j;
         E* row = plane.data + j * plane.row;
@@ -95,6 +95,19 @@ INLINE void fill_plane(const Plane<E>& plane, const Window& h, const Window& w, 
             if (end > begin) fill(x + begin * w.stride, w.stride, y, columns + begin * plane.pitch, end - begin);
             clear(columns + end * plane.pitch, (total - end) * plane.pitch);
         }
+    }
+}
+
+// A share of the rows of several images' planes, one after the other: fill(image, pixel, step, row, destination, count).
+template <class E, class Fill>
+INLINE void fill_planes(Plane<E> plane, int64_t apart, Span images, const Window& h, const Window& w, int t, int threads, Fill&& fill) {
+    const int64_t rows = h.span.count;
+    const Share share(images.count * rows, t, threads);
+    for (int64_t image = share.begin / rows; image * rows < share.end; ++image) {
+        Plane<E> own = plane;
+        own.data += image * apart;
+        fill_plane(own, h, w, larger<int64_t>(0, share.begin - image * rows), smaller(rows, share.end - image * rows),
+                   [&](int64_t pixel, int64_t step, int64_t row, E* to, int64_t n) { fill(images.first + image, pixel, step, row, to, n); });
     }
 }
 

@@ -29,7 +29,7 @@ double probe(int threads, double seconds) {
         int64_t blocks = 0;
         do {
             for (int i = 0; i < 64; ++i, ++blocks) {
-                rows_block<E, COLUMNS>(rows, offsets, &segment, 1, weights, tile, nothing);
+                rows_block<E, COLUMNS>(rows, offsets, &segment, 1, weights, tile, true, nothing);
                 // The compiler can't know what they hold, nor that nobody reads the result.
                 asm volatile("" ::"r"(rows), "r"(weights), "r"(tile) : "memory");
             }

@@ -16,19 +16,21 @@ INLINE int threads_for(const Conv& conv, int threads) {
 }
 
 struct Tile {
-    int64_t image;
-    Span rows, columns;  // of the output
+    Span images, rows, columns;  // of the output
+
+    INLINE int64_t pixels() const { return images.count * rows.count * columns.count; }
 };
 
 struct Tiling {
-    int64_t images, height, width, rows, columns;
+    int64_t images, height, width, each, rows, columns;  // in all, and of a tile
 
     INLINE int64_t down() const { return ceil_div(height, rows); }
     INLINE int64_t across() const { return ceil_div(width, columns); }
-    INLINE int64_t count() const { return height && width ? images * down() * across() : 0; }
+    INLINE int64_t count() const { return height && width ? ceil_div(images, each) * down() * across() : 0; }
+    INLINE int64_t most_pixels() const { return each * rows * columns; }
     INLINE Tile operator[](int64_t i) const {
-        int64_t column = i % across() * columns, row = i / across() % down() * rows;
-        return {i / across() / down(), {row, smaller(rows, height - row)}, {column, smaller(columns, width - column)}};
+        const int64_t column = i % across() * columns, row = i / across() % down() * rows, image = i / across() / down() * each;
+        return {{image, smaller(each, images - image)}, {row, smaller(rows, height - row)}, {column, smaller(columns, width - column)}};
     }
 };
 
@@ -63,29 +65,51 @@ INLINE Tiling tiling_of(const Conv& conv, int64_t plane_bytes, int64_t weights, 
         int64_t tiles = larger(ceil_div(conv.h.out, rows), smaller<int64_t>(conv.h.out, ceil_div(threads, conv.n)));
         rows = ceil_div(conv.h.out, tiles);
     }
-    return {conv.n, conv.h.out, conv.w.out, rows, columns};
+    return {conv.n, conv.h.out, conv.w.out, 1, rows, columns};
 }
 
-// The pixels of a tile, row by row: where each lies in the plane (elements) and in memory (pixels), from the tile's first.
+// Layers of many weights: more than stay in L2 beside everything else, even if they are summed in 32 bits.
+constexpr int64_t WIDE_WEIGHTS = 96 << 10, WIDE_PIXELS = 1024, WIDE_BYTES = 4 << 20;
+
+INLINE bool is_wide(const Conv& conv) { return conv.k * conv.c / conv.groups * conv.h.kernel * conv.w.kernel > WIDE_WEIGHTS; }
+
+// All threads work on one tile of such a layer, so it should be large: rows of an image, a whole one, or several.
+INLINE Tiling wide_tiling_of(const Conv& conv, int64_t pixel_bytes) {
+    const int64_t most = larger<int64_t>(1, smaller(WIDE_PIXELS, WIDE_BYTES / pixel_bytes));
+    auto even = [](int64_t total, int64_t most) { return ceil_div(total, ceil_div(total, larger<int64_t>(1, most))); };
+    if (conv.h.out == 0 || conv.w.out == 0 || conv.n == 0) return {conv.n, conv.h.out, conv.w.out, 1, 1, 1};
+    const int64_t columns = even(conv.w.out, smaller(most, conv.w.out)), rows = even(conv.h.out, smaller(conv.h.out, most / columns));
+    const int64_t each = rows == conv.h.out && columns == conv.w.out ? even(conv.n, smaller(conv.n, most / (rows * columns))) : 1;
+    return {conv.n, conv.h.out, conv.w.out, each, rows, columns};
+}
+
+// The pixels of a tile, image by image and row by row: where each lies in the planes (elements) and in memory (pixels), from the tile's first.
 struct Pixels {
     int32_t *plane, *memory;
-    int64_t count, rows, columns;
+    int64_t count, images, rows, columns;
 
-    INLINE Pixels(Arena& arena, int64_t capacity) : count(0), rows(-1), columns(-1) {
+    INLINE Pixels(Arena& arena, int64_t capacity) : count(0), images(-1), rows(-1), columns(-1) {
         plane = arena.take<int32_t>(round_up(capacity, 2 * ROWS));
         memory = arena.take<int32_t>(round_up(capacity, 2 * ROWS));
     }
 
+    // Of an image, a row, a column.
+    struct Steps {
+        int64_t image, row, column;
+    };
+
     // Blocks of ROWS are computed whole: the last pixel repeats.
-    void set(int64_t rows_, int64_t columns_, int64_t plane_row, int64_t plane_column, int64_t memory_row, int64_t memory_column) {
-        if (rows == rows_ && columns == columns_) return;
-        rows = rows_, columns = columns_, count = rows * columns;
-        for (int64_t i = 0, at = 0; i < rows; ++i)
-            for (int64_t j = 0; j < columns; ++j, ++at) {
-                plane[at] = int32_t(i * plane_row + j * plane_column);
-                memory[at] = int32_t(i * memory_row + j * memory_column);
-            }
-        for (int64_t at = count; at < round_up(count, 2 * ROWS) && count; ++at) plane[at] = plane[count - 1];
+    void set(int64_t images_, int64_t rows_, int64_t columns_, Steps in_plane, Steps in_memory) {
+        if (images == images_ && rows == rows_ && columns == columns_) return;
+        images = images_, rows = rows_, columns = columns_, count = images * rows * columns;
+        int64_t at = 0;
+        for (int64_t n = 0; n < images; ++n)
+            for (int64_t i = 0; i < rows; ++i)
+                for (int64_t j = 0; j < columns; ++j, ++at) {
+                    plane[at] = int32_t(n * in_plane.image + i * in_plane.row + j * in_plane.column);
+                    memory[at] = int32_t(n * in_memory.image + i * in_memory.row + j * in_memory.column);
+                }
+        for (; at < round_up(count, 2 * ROWS) && count; ++at) plane[at] = plane[count - 1];
     }
 };
 

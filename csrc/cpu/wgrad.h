@@ -1,22 +1,20 @@
 // The weight side of backward: dweight[k][tap][c] = sum over output pixels: dy[pixel][k] * z[pixel + tap][c].
 //
 // Lanes run over the channels of one side, rows over those of the other. Every slice of the tiles is added up in a buffer
-// [row][tap][lane] of its own, and the buffers are added in order. Where a buffer would not stay in L2 each thread has some of the rows
-// instead, and all tiles.
+// [row][tap][lane] of its own, and the buffers are added in order. Of a wide layer's, each thread has some rows instead, and all tiles.
 #pragma once
 #include "pack.h"
 #include "tiles.h"
 
 namespace fused_preact::FUSED_PREACT_ISA {
 
-constexpr int64_t WGRAD_BUFFER_BYTES = 384 << 10;
+constexpr int64_t WGRAD_ROWS_BYTES = 256 << 10;
 
 template <class E>
 struct WeightGradient {
     using A = wide<E>;
 
     bool over_c;  // lanes run over c
-    bool by_rows;  // each thread has some of the rows, and all tiles
     int64_t rows, lanes, row_depth, lane_depth, taps, pitch;
 
     WeightGradient(const Conv& conv, int64_t c, int64_t k) {
@@ -28,8 +26,12 @@ struct WeightGradient {
         lane_depth = padded(lanes);
         taps = conv.h.kernel * conv.w.kernel;
         pitch = taps * lane_depth;
-        by_rows = row_depth * pitch * int64_t(sizeof(A)) > WGRAD_BUFFER_BYTES;
     }
+
+    // Outputs: images, rows of each, pixels or pairs of them in a row.
+    struct Patch {
+        int64_t images, rows, pixels;
+    };
 
     // Rows of thread t: whole blocks.
     Share rows_of(int t, int threads) const {
@@ -38,13 +40,14 @@ struct WeightGradient {
         blocks.end *= WGRAD_ROWS;
         return blocks;
     }
-    int64_t buffer_elements(int threads) const { return ceil_div(row_depth / WGRAD_ROWS, threads) * WGRAD_ROWS * pitch; }
+    // So many rows are added up at a time: whole blocks that stay in L2.
+    int64_t rows_at_once() const { return larger<int64_t>(1, WGRAD_ROWS_BYTES / (WGRAD_ROWS * pitch * int64_t(sizeof(A)))) * WGRAD_ROWS; }
 
     // Add a tile to rows `part` of the buffer (or, fresh, set them). dy and z: what the tile's first output has and what tap (0, 0) of it
     // reads; offset(r, s): from there to what tap (r, s) reads. dense: the taps of a kernel row lie side by side in z, all of their lanes
     // one range.
     template <class Offset>
-    void add(A* buffer, Share part, bool fresh, PixelRows<E> z, PixelRows<E> dy, bool dense, const Conv& conv, int64_t rows_, int64_t pixels,
+    void add(A* buffer, Share part, bool fresh, PixelRows<E> z, PixelRows<E> dy, bool dense, const Conv& conv, const Patch& patch,
              Prefetch& prefetch, Offset&& offset) const {
         const bool ranged = dense && over_c;
         const int64_t across = ranged ? 1 : conv.w.kernel, width = ranged ? conv.w.kernel * lane_depth : lane_depth;
@@ -55,7 +58,7 @@ struct WeightGradient {
                 const PixelRows<E>&row_side = over_c ? dy : shifted, &lane_side = over_c ? shifted : dy;
                 auto columns = [&]<int NV>(int64_t lane) {
                     for (int64_t row = part.begin; row < part.end; row += WGRAD_ROWS)
-                        pixels_block<E, WGRAD_ROWS, NV>(row_side.from(row), lane_side.from(lane), rows_, pixels,
+                        pixels_block<E, WGRAD_ROWS, NV>(row_side.from(row), lane_side.from(lane), patch.images, patch.rows, patch.pixels,
                                                         buffer + (row - part.begin) * pitch + strip * width + lane, pitch, fresh, prefetch);
                 };
                 int64_t lane = 0;
