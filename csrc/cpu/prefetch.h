@@ -9,10 +9,11 @@ constexpr int PREFETCH_STEPS = 8;
 
 class Prefetch {
   public:
-    INLINE void add(const void* p, int64_t bytes) {
-        if (!p || bytes <= 0 || count_ == STREAMS) return;
-        streams_[count_++] = {static_cast<const char*>(p), ceil_div(bytes, LINE)};
-        lines_ += ceil_div(bytes, LINE);
+    INLINE void add(const void* p, int64_t bytes, int64_t rows = 1, int64_t pitch = 0) {
+        if (!p || bytes <= 0 || rows <= 0 || count_ == STREAMS) return;
+        const int64_t lines = ceil_div(bytes, LINE);
+        streams_[count_++] = {static_cast<const char*>(p), lines, lines, rows, pitch - lines * LINE};
+        lines_ += lines * rows;
     }
     // Everything that was added goes into so many advances.
     INLINE void spread(int64_t advances) { step_ = ceil_div(lines_, larger<int64_t>(advances, 1)); }
@@ -22,7 +23,11 @@ class Prefetch {
             Stream& s = streams_[current_];
             __builtin_prefetch(s.at, 0, 2);
             s.at += LINE;
-            if (--s.left == 0) ++current_;
+            if (--s.left == 0) {
+                s.at += s.skip;
+                s.left = s.lines;
+                if (--s.rows == 0) ++current_;
+            }
         }
     }
 
@@ -30,7 +35,7 @@ class Prefetch {
     static constexpr int STREAMS = 5, LINE = 64;
     struct Stream {
         const char* at;
-        int64_t left;
+        int64_t left, lines, rows, skip;
     };
     Stream streams_[STREAMS];
     int64_t lines_ = 0, step_ = 0;

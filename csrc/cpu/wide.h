@@ -34,23 +34,38 @@ struct WideGemm {
             const int64_t panel = unit / parts.count, first = unit % parts.count;
             end = smaller((panel + 1) * parts.count, units.end);
             if (panel_vectors<A>(lanes.count, panel) == COLUMNS)
-                one<COLUMNS>(planes, pixels, parts, panel * PANEL<A>, first, first + end - unit, finish);
+                one<COLUMNS>(planes, pixels, parts, panel * PANEL<A>, first, first + end - unit, end < units.end, finish);
             else
-                one<1>(planes, pixels, parts, panel * PANEL<A>, first, first + end - unit, finish);
+                one<1>(planes, pixels, parts, panel * PANEL<A>, first, first + end - unit, end < units.end, finish);
         }
     }
 
   private:
+    // A tap of a panel, where its channels lie side by side.
+    INLINE void fetch(Prefetch& prefetch, const Tap& tap, int64_t lane) const {
+        const S* from = weight + tap.weight + lane * lanes.stride;
+        const int64_t filled = smaller<int64_t>(PANEL<A>, lanes.count - lane);
+        if (lanes.stride == 1)
+            prefetch.add(from, filled * sizeof(S), reduction.count, reduction.stride * sizeof(S));
+        else if (reduction.stride == 1)
+            prefetch.add(from, reduction.count * sizeof(S), filled, lanes.stride * sizeof(S));
+    }
+
     template <int NV, class Finish>
-    INLINE void one(const E* planes, const Pixels& pixels, Parts parts, int64_t lane, int64_t first_part, int64_t end_part, Finish&& finish) const {
+    INLINE void one(const E* planes, const Pixels& pixels, Parts parts, int64_t lane, int64_t first_part, int64_t end_part, bool more, Finish&& finish) const {
         constexpr int W = LANES<A>;
         const int64_t first = parts.begin(first_part), end = parts.begin(end_part);
-        Prefetch nothing;
         for (int64_t i = 0; i < larger<int64_t>(1, count); ++i) {
             if (count) pack_piece(packed, weight + taps[i].weight, lanes, reduction, lane);
+            Prefetch prefetch;
+            if (i + 1 < count)
+                fetch(prefetch, taps[i + 1], lane);
+            else if (more && count)
+                fetch(prefetch, taps[0], lane + PANEL<A>);
+            prefetch.spread(ceil_div(end - first, ROWS) * (padded(reduction.count) / (PREFETCH_STEPS * PAIR<E>)));
             for (int64_t r = first; r < end; r += ROWS)
                 rows_block<E, NV>(count ? planes + taps[i].plane : planes, pixels.plane + r, segments, count ? segment_count : 0, packed,
-                                  tile + (r - first) * NV * W, i == 0, nothing);
+                                  tile + (r - first) * NV * W, i == 0, prefetch);
         }
         for (int64_t part = first_part; part < end_part; ++part)
             for (int64_t at = parts.begin(part); at < parts.begin(part + 1); at += CHUNK)
