@@ -45,10 +45,9 @@ struct Bwd {
     const bool inputs, weights, pairs;  // whether their gradients are wanted; whether that of the weights takes pairs of pixels
     const WeightGradient<E> wgrad;
     const Tiling tiling;
-    Window z_rows, z_columns, dy_rows, dy_columns;
-    Plane<E> z, dy;
-    int64_t z_image, dy_image, z_pairs_row, dy_pairs_row;
-    int64_t origin_row, origin_column;
+    const ZPlanes<S, E> z;
+    const DyPlanes<S, E> dy;
+    const int64_t row_pairs, z_pairs_row, dy_pairs_row;  // pixels, elements
     bool streams;
     Arena shared;
     A* identity;
@@ -70,36 +69,23 @@ struct Bwd {
           pairs(weights && PAIR<E> == 2),
           wgrad(conv, c, k),
           tiling(cut()),
-          z{nullptr, plane_pitch(c), 0, 0},
-          dy{nullptr, plane_pitch(k), 0, 0},
+          z(conv, tiling),
+          dy(conv, tiling, inputs),
+          row_pairs(pairs ? 2 * ceil_div(tiling.columns, 2) : 0),
+          z_pairs_row(row_pairs * conv.w.kernel * padded(c)),
+          dy_pairs_row(row_pairs * padded(k)),
           shared{static_cast<char*>(a.workspace.data)},
           identity(shared.take<A>(2 * conv.c)),
           phases(shared, conv, c, k, wide_layer),
           partial_bytes(bytes_of([&](Arena& arena) { partial(arena); })),
           slices(shared, tiling.count(), partial_bytes, a.threads),
           partials(wide_layer ? a.threads : slices.count) {
-        const Tile first = tiling[0], last = tiling[tiling.count() - 1];
-        z_rows = {conv.h.in, conv.h.stride, conv.h.kernel, conv.h.dilation, inputs_of(conv.h, first.rows)};
-        z_columns = {conv.w.in, conv.w.stride, conv.w.kernel, conv.w.dilation, inputs_of(conv.w, first.columns)};
-        dy_rows = {conv.h.out, 1, 1, 1, received(conv.h, first.rows)};
-        dy_columns = {conv.w.out, 1, 1, 1, received(conv.w, first.columns)};
-        origin_row = first.rows.first - dy_rows.span.first;
-        origin_column = first.columns.first - dy_columns.span.first;
-        dy_rows.span.count = larger(dy_rows.span.count, received(conv.h, last.rows).count);
-        dy_columns.span.count = larger(dy_columns.span.count, received(conv.w, last.columns).count);
-        z.shape(z_columns);
-        dy.shape(dy_columns);
-        z_image = weights ? z.elements(z_rows, z_columns, z.pitch) : 0;
-        dy_image = dy.elements(dy_rows, dy_columns, dy.pitch);
-        const int64_t row_pairs = pairs ? 2 * ceil_div(tiling.columns, 2) : 0;
-        z_pairs_row = row_pairs * conv.w.kernel * padded(c);
-        dy_pairs_row = row_pairs * padded(k);
         partials_at = shared.used;
         shared.used += partial_bytes * partials;
         const int64_t together = wide_layer ? tiling.each : 0;
-        shared_z = shared.take<E>(together * z_image);
-        shared_dy = shared.take<E>(together * dy_image);
-        shared_z_pairs = shared.take<E>(together * z_rows.span.count * z_pairs_row);
+        shared_z = shared.take<E>(together * z_elements());
+        shared_dy = shared.take<E>(together * dy.image);
+        shared_z_pairs = shared.take<E>(together * z.h.span.count * z_pairs_row);
         shared_dy_pairs = shared.take<E>(together * tiling.rows * dy_pairs_row);
         shared_dweight = together && weights && tiling.count() > 1 ? shared.take<A>(wgrad.row_depth * wgrad.pitch) : nullptr;
         thread_bytes = bytes_of([&](Arena& arena) { scratch(arena); });
@@ -113,8 +99,7 @@ struct Bwd {
         return wide_tiling_of(conv, (z_elements + plane_pitch(k) + (pairs ? padded(k) : 0)) * sizeof(E));
     }
 
-    // The part of dy that a tile reads.
-    Span received(const Axis& axis, Span out) const { return inputs ? outputs_of(axis, inputs_owned(axis, out), out) : out; }
+    int64_t z_elements() const { return weights ? z.image : 0; }
 
     // Input pixels of one phase in a tile, at most.
     int64_t most_inputs() const {
@@ -131,9 +116,9 @@ struct Bwd {
             own.tile = arena.take<A>(inputs ? round_up(most_inputs(), ROWS) * PANEL<A> : 0);
             own.dweight_rows = arena.take<A>(weights && tiling.count() == 1 ? wgrad.rows_at_once() * wgrad.pitch : 0);
         } else {
-            own.z = arena.take<E>(z_image);
-            own.dy = arena.take<E>(dy_image);
-            own.z_pairs = arena.take<E>(z_rows.span.count * z_pairs_row);
+            own.z = arena.take<E>(z_elements());
+            own.dy = arena.take<E>(dy.image);
+            own.z_pairs = arena.take<E>(z.h.span.count * z_pairs_row);
             own.dy_pairs = arena.take<E>(tiling.rows * dy_pairs_row);
             own.tile = arena.take<A>(CHUNK * PANEL<A>);
         }
@@ -165,7 +150,7 @@ struct Bwd {
         if (inputs) {
             // Blocks of neighbours must not run across rows of x either.
             const bool same = conv.w.stride == 1 && conv.w.in == conv.w.out && tiling.width % tiling.columns == 0;
-            phases.prepare(conv, dy, origin_row, origin_column, c, k, same ? tiling.columns : 0);
+            phases.prepare(conv, dy, c, k, same ? tiling.columns : 0);
         }
     }
 
@@ -202,13 +187,13 @@ struct Bwd {
             t, [&](int64_t slice) { return cleared(slice); },
             [&](Partial<A>& sums, int64_t i, int64_t next) {
                 const Tile tile = tiling[i];
-                fill_dy(tile, group, own, 0, 1);
-                if (args.dbias) add_bias(own_dy(tile, own), tile, sums);
+                dy.fill(own.dy, args.dy, group, tile, 0, 1);
+                if (args.dbias) add_bias(own, tile, sums);
                 Prefetch prefetch;
                 if (next >= 0) fetch(prefetch, tiling[next]);
                 if (inputs) input_gradient(tile, group, norm, own, sums, prefetch);
                 if (weights) {
-                    fill_z(tile, group, norm, own, 0, 1);
+                    z.fill(own.z, args.x, group, norm, tile, 0, 1);
                     if (pairs) pair(tile, own, 0, 1);
                     add_weights(own, sums.dweight, {wgrad.row_depth, 0, 1}, sums.fresh, tile, prefetch);
                     sums.fresh = false;
@@ -223,8 +208,8 @@ struct Bwd {
         Prefetch nothing;
         for (int64_t i = 0; i < tiling.count(); ++i) {
             const Tile tile = tiling[i];
-            fill_dy(tile, group, own, t, team);
-            if (weights) fill_z(tile, group, norm, own, t, team);
+            dy.fill(own.dy, args.dy, group, tile, t, team);
+            if (weights) z.fill(own.z, args.x, group, norm, tile, t, team);
 #pragma omp barrier
             if (pairs) {
                 pair(tile, own, t, team);
@@ -232,7 +217,7 @@ struct Bwd {
             }
             if (args.dbias && t == 0) {
                 Partial<A> sums = partial(0);
-                add_bias(own_dy(tile, own), tile, sums);
+                add_bias(own, tile, sums);
             }
             for (int64_t p = 0; inputs && p < phases.count; ++p) {
                 const PhaseConv<E>& phase = phases.all[p];
@@ -256,60 +241,12 @@ struct Bwd {
         }
     }
 
-    // dy of a tile and around it, thread t's share; a deferred dy that is wanted is written out on the way.
-    void fill_dy(const Tile& tile, int64_t group, const Scratch<S, E>& own, int t, int team) const {
-        Window rows = dy_rows, columns = dy_columns;
-        rows.span = received(conv.h, tile.rows);
-        columns.span = received(conv.w, tile.columns);
-        Plane<E> plane = dy;
-        plane.data = own.dy;
-        const A* v = static_cast<const A*>(args.dy.coeffs);
-        const int64_t ch = group * k, depth = padded(k);
-        const Incoming<S> in{static_cast<const S*>(args.dy.dy), static_cast<const S*>(args.dy.x), static_cast<const S*>(args.dy.add),
-                             v + ch, v + conv.k + ch, v + 2 * conv.k + ch, v + 3 * conv.k + ch, static_cast<S*>(args.dy.out)};
-        fill_planes(plane, dy_image, tile.images, rows, columns, t, team, [&](int64_t image, int64_t pixel, int64_t, int64_t row, E* to, int64_t n) {
-            auto part = [&](int64_t from, int64_t end, bool write) {
-                if (from >= end) return;
-                E* place = to + (from - pixel) * dy.pitch;
-                const int64_t at = ((image * conv.h.out + row) * conv.w.out + from) * conv.k + ch;
-                if (v)
-                    receive<S, E, true>(in, at, conv.k, place, dy.pitch, end - from, k, depth, write);
-                else
-                    receive<S, E, false>(in, at, conv.k, place, dy.pitch, end - from, k, depth, write);
-            };
-            if (!in.out || row < tile.rows.first || row >= tile.rows.end()) return part(pixel, pixel + n, false);
-            const int64_t begin = larger(pixel, tile.columns.first), end = smaller(pixel + n, tile.columns.end());
-            part(pixel, begin, false);
-            part(begin, end, true);
-            part(end, pixel + n, false);
-        });
-    }
-
-    void fill_z(const Tile& tile, int64_t group, const Norm<A>& norm, const Scratch<S, E>& own, int t, int team) const {
-        Window rows = z_rows, columns = z_columns;
-        rows.span = inputs_of(conv.h, tile.rows);
-        columns.span = inputs_of(conv.w, tile.columns);
-        Plane<E> plane = z;
-        plane.data = own.z;
-        const S* x = static_cast<const S*>(args.x) + group * c;
-        fill_planes(plane, z_image, tile.images, rows, columns, t, team, [&](int64_t image, int64_t pixel, int64_t step, int64_t row, E* to, int64_t n) {
-            activate(x + ((image * conv.h.in + row) * conv.w.in + pixel) * conv.c, step * conv.c, to, z.pitch, n, c, padded(c), norm);
-        });
-    }
-
-    // dy from a tile's first output on.
-    Plane<E> own_dy(const Tile& tile, const Scratch<S, E>& own) const {
-        Plane<E> plane = dy;
-        plane.data = own.dy + (tile.rows.first - received(conv.h, tile.rows).first) * dy.row + (tile.columns.first - received(conv.w, tile.columns).first) * dy.pitch;
-        return plane;
-    }
-
     // The inputs of a phase that a tile owns: whether there are any.
     bool reached(const Tile& tile, const PhaseConv<E>& phase, Pixels& pixels) const {
         const int64_t down = ceil_div(inputs_owned(conv.h, tile.rows).count - phase.row, conv.h.stride);
         const int64_t right = ceil_div(inputs_owned(conv.w, tile.columns).count - phase.column, conv.w.stride);
         if (down <= 0 || right <= 0) return false;
-        pixels.set(tile.images.count, down, right, {dy_image, dy.row, dy.pitch},
+        pixels.set(tile.images.count, down, right, {dy.image, dy.plane.row, dy.plane.pitch},
                    {conv.h.in * conv.w.in, conv.h.stride * conv.w.in, conv.w.stride});
         return true;
     }
@@ -339,21 +276,19 @@ struct Bwd {
         }
     }
 
-    // What tap (r, s) reads, from what tap (0, 0) does.
-    int64_t place(int64_t r, int64_t s) const { return z.tap(z_columns, r * conv.h.dilation, s * conv.w.dilation); }
-
     // A tile's share of rows `part` of dweight.
     void add_weights(Scratch<S, E>& own, A* dweight, Share part, bool fresh, const Tile& tile, Prefetch& prefetch) const {
         const int64_t images = tile.images.count, rows = tile.rows.count, pixels = tile.columns.count;
         if constexpr (PAIR<E> == 2) {
             const int64_t tap = 2 * padded(c), z_pitch = conv.w.kernel * tap;
-            wgrad.add(dweight, part, fresh, {own.z_pairs, z_pitch, conv.h.stride * z_pairs_row, z_rows.span.count * z_pairs_row},
+            wgrad.add(dweight, part, fresh, {own.z_pairs, z_pitch, conv.h.stride * z_pairs_row, z.h.span.count * z_pairs_row},
                       {own.dy_pairs, 2 * padded(k), dy_pairs_row, tiling.rows * dy_pairs_row}, true, conv, {images, rows, ceil_div(pixels, 2)}, prefetch,
                       [&](int64_t r, int64_t s) { return r * conv.h.dilation * z_pairs_row + s * tap; });
         } else {
-            const bool dense = conv.w.stride == 1 && conv.w.dilation == 1 && z.pitch == wgrad.lane_depth;
-            wgrad.add(dweight, part, fresh, {own.z, z.pitch, conv.h.stride * z.row, z_image}, {own_dy(tile, own).data, dy.pitch, dy.row, dy_image}, dense, conv,
-                      {images, rows, pixels}, prefetch, [&](int64_t r, int64_t s) { return place(r, s); });
+            const bool dense = conv.w.stride == 1 && conv.w.dilation == 1 && z.plane.pitch == wgrad.lane_depth;
+            wgrad.add(dweight, part, fresh, {own.z, z.plane.pitch, conv.h.stride * z.plane.row, z.image},
+                      {dy.own(own.dy, tile), dy.plane.pitch, dy.plane.row, dy.image}, dense, conv, {images, rows, pixels}, prefetch,
+                      [&](int64_t r, int64_t s) { return z.tap(r, s); });
         }
     }
 
@@ -366,24 +301,25 @@ struct Bwd {
             const Share z_share(images * read, t, team), dy_share(images * rows, t, team);
             for (int64_t i = z_share.begin; i < z_share.end; ++i) {
                 const int64_t image = i / read, row = i % read;
-                for (int64_t s = 0; z_rows.needed(row % conv.h.stride) && s < conv.w.kernel; ++s)
-                    pair_rows(own.z + image * z_image + row * z.row + place(0, s), z.pitch, pixels, padded(c),
-                              own.z_pairs + (image * z_rows.span.count + row) * z_pairs_row + s * tap, conv.w.kernel * tap);
+                for (int64_t s = 0; z.h.needed(row % conv.h.stride) && s < conv.w.kernel; ++s)
+                    pair_rows(own.z + image * z.image + row * z.plane.row + z.tap(0, s), z.plane.pitch, pixels, padded(c),
+                              own.z_pairs + (image * z.h.span.count + row) * z_pairs_row + s * tap, conv.w.kernel * tap);
             }
-            const E* from = own_dy(tile, own).data;
+            const E* from = dy.own(own.dy, tile);
             for (int64_t i = dy_share.begin; i < dy_share.end; ++i)
-                pair_rows(from + i / rows * dy_image + i % rows * dy.row, dy.pitch, pixels, padded(k),
+                pair_rows(from + i / rows * dy.image + i % rows * dy.plane.row, dy.plane.pitch, pixels, padded(k),
                           own.dy_pairs + (i / rows * tiling.rows + i % rows) * dy_pairs_row, 2 * padded(k));
         }
 #endif
     }
 
-    void add_bias(const Plane<E>& plane, const Tile& tile, Partial<A>& sums) const {
+    void add_bias(const Scratch<S, E>& own, const Tile& tile, Partial<A>& sums) const {
+        const E* first = dy.own(own.dy, tile);
         for (int64_t ch = 0; ch < k; ++ch) {
             double sum = 0;
             for (int64_t n = 0; n < tile.images.count; ++n)
                 for (int64_t i = 0; i < tile.rows.count; ++i)
-                    for (int64_t j = 0; j < tile.columns.count; ++j) sum += double(widened(plane.data[n * dy_image + i * plane.row + j * plane.pitch + ch]));
+                    for (int64_t j = 0; j < tile.columns.count; ++j) sum += double(widened(first[n * dy.image + i * dy.plane.row + j * dy.plane.pitch + ch]));
             sums.dbias[ch] += sum;
         }
     }

@@ -1,10 +1,10 @@
 // y = conv(relu(bn(x)), weight) + bias + residual, and the statistics of y as stored.
 #include <omp.h>
 
+#include "fill.h"
 #include "gemm.h"
 #include "kernels.h"
 #include "moments.h"
-#include "prologue.h"
 #include "slices.h"
 #include "wide.h"
 
@@ -94,11 +94,9 @@ struct Fwd {
     const BnReluConv2dFwd& args;
     const bool wide_layer;
     const Conv conv;
-    const int64_t c, k, depth, pitch, taps_count;
+    const int64_t c, k, depth, taps_count;
     const Tiling tiling;
-    Window h, w;
-    Plane<E> plane;
-    int64_t plane_elements;
+    const ZPlanes<S, E> z;
     bool streams, three_taps;
     int segment_count;
     A* identity;
@@ -118,24 +116,19 @@ struct Fwd {
           c(conv.c / conv.groups),
           k(conv.k / conv.groups),
           depth(padded(c)),
-          pitch(plane_pitch(c)),
           taps_count(conv.h.kernel * conv.w.kernel),
-          tiling(wide_layer ? wide_tiling_of(conv, conv.h.stride * conv.w.stride * pitch * sizeof(E))
-                            : tiling_of(conv, pitch * sizeof(E), packed_elements<A>(k, c, taps_count) * sizeof(E), a.threads)),
-          h{conv.h.in, conv.h.stride, conv.h.kernel, conv.h.dilation, inputs_of(conv.h, {0, tiling.rows})},
-          w{conv.w.in, conv.w.stride, conv.w.kernel, conv.w.dilation, inputs_of(conv.w, {0, tiling.columns})},
-          plane{nullptr, pitch, 0, 0},
-          plane_elements(plane.elements(h, w, pitch)),
+          tiling(wide_layer ? wide_tiling_of(conv, conv.h.stride * conv.w.stride * plane_pitch(c) * sizeof(E))
+                            : tiling_of(conv, plane_pitch(c) * sizeof(E), packed_elements<A>(k, c, taps_count) * sizeof(E), a.threads)),
+          z(conv, tiling),
           threads{static_cast<char*>(a.workspace.data)},
           moments_bytes(a.stats ? bytes_of([&](Arena& arena) { Moments<A>(arena, k); }) : 0),
           slices(threads, tiling.count(), moments_bytes, a.threads),
           partials(wide_layer ? larger<int64_t>(a.threads, ceil_div(tiling.most_pixels(), GROUP_PIXELS)) : slices.count) {
-        plane.shape(w);
         identity = threads.take<A>(2 * conv.c);
         taps = threads.take<Tap>(taps_count);
         segments = threads.take<Segment>(most_segments<E>(taps_count, depth));
         weights = threads.take<E>(wide_layer ? 0 : packed_elements<A>(k, c, taps_count));
-        shared_planes = threads.take<E>(wide_layer ? tiling.each * plane_elements : 0);
+        shared_planes = threads.take<E>(wide_layer ? tiling.each * z.image : 0);
         moments_at = threads.used;
         threads.used += moments_bytes * partials;
         thread_bytes = bytes_of([&](Arena& arena) { scratch(arena); });
@@ -146,7 +139,7 @@ struct Fwd {
     Scratch scratch(Arena& arena) const {
         const int64_t pixels = tiling.most_pixels();
         if (wide_layer) return {shared_planes, arena.take<E>(depth * PANEL<A>), arena.take<A>(round_up(pixels, ROWS) * PANEL<A>), {arena, pixels}};
-        E* planes = arena.take<E>(plane_elements);
+        E* planes = arena.take<E>(z.image);
         return {planes, nullptr, arena.take<A>(CHUNK * PANEL<A>), {arena, pixels}};
     }
     Scratch scratch(int thread) const {
@@ -161,10 +154,10 @@ struct Fwd {
     void prepare() {
         for (int64_t r = 0, t = 0; r < conv.h.kernel; ++r)
             for (int64_t s = 0; s < conv.w.kernel; ++s, ++t)
-                taps[t] = {r * conv.weight_strides[2] + s * conv.weight_strides[3], plane.tap(w, r * conv.h.dilation, s * conv.w.dilation)};
+                taps[t] = {r * conv.weight_strides[2] + s * conv.weight_strides[3], z.tap(r, s)};
         const Tap one{};
         segment_count = wide_layer ? segments_of<E>(&one, 1, depth, segments) : segments_of<E>(taps, taps_count, depth, segments);
-        three_taps = !wide_layer && takes_three_taps<E>(segments, segment_count, k, pitch, tiling.columns) && tiling.width % tiling.columns == 0;
+        three_taps = !wide_layer && takes_three_taps<E>(segments, segment_count, k, z.plane.pitch, tiling.columns) && tiling.width % tiling.columns == 0;
         streams = conv.groups == 1 && streamed<S>(args.y, conv.n * conv.h.out * conv.w.out, k);
     }
 
@@ -209,7 +202,8 @@ struct Fwd {
 
     void tile(int64_t index, int64_t next, int64_t group, const Norm<A>& norm, Scratch& own, Moments<A>& moments) const {
         const Tile tile = tiling[index];
-        fill(tile, group, norm, own, 0, 1);
+        z.fill(own.planes, args.x, group, norm, tile, 0, 1);
+        number(own.pixels, tile);
         Prefetch prefetch;
         if (next >= 0) fetch(prefetch, tiling[next], next == index + 1 ? inputs_of(conv.h, tile.rows) : Span{0, 0});
         const bool opening = moments.pending == 0;
@@ -228,7 +222,8 @@ struct Fwd {
         for (int64_t part = t; args.stats && part < partials; part += team) moments(part).reset();
         for (int64_t i = 0; i < tiling.count(); ++i) {
             const Tile tile = tiling[i];
-            fill(tile, group, norm, own, t, team);
+            z.fill(own.planes, args.x, group, norm, tile, t, team);
+            number(own.pixels, tile);
             const Parts parts{tile.pixels(), partials};
 #pragma omp barrier
             gemm.run(own.planes, own.pixels, parts, t, team, [&]<int NV>(int64_t lane, int64_t part, int64_t at, int64_t n, const A* values) {
@@ -244,19 +239,9 @@ struct Fwd {
         }
     }
 
-    // The share of thread t of the planes that a tile reads.
-    void fill(const Tile& tile, int64_t group, const Norm<A>& norm, Scratch& own, int t, int team) const {
-        const S* x = static_cast<const S*>(args.x) + group * c;
-        Window rows = h, columns = w;
-        rows.span = inputs_of(conv.h, tile.rows);
-        columns.span = inputs_of(conv.w, tile.columns);
-        Plane<E> z = plane;
-        z.data = own.planes;
-        fill_planes(z, plane_elements, tile.images, rows, columns, t, team, [&](int64_t image, int64_t pixel, int64_t step, int64_t row, E* to, int64_t n) {
-            activate(x + ((image * conv.h.in + row) * conv.w.in + pixel) * conv.c, step * conv.c, to, pitch, n, c, depth, norm);
-        });
-        own.pixels.set(tile.images.count, tile.rows.count, tile.columns.count, {plane_elements, conv.h.stride * z.row, pitch},
-                       {conv.h.out * conv.w.out, conv.w.out, 1});
+    void number(Pixels& pixels, const Tile& tile) const {
+        pixels.set(tile.images.count, tile.rows.count, tile.columns.count, {z.image, conv.h.stride * z.plane.row, z.plane.pitch},
+                   {conv.h.out * conv.w.out, conv.w.out, 1});
     }
 
     Outgoing<S> outgoing(const Tile& tile, int64_t group, Moments<A>& moments) const {

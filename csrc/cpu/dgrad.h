@@ -1,16 +1,10 @@
 // The input side of backward: which taps reach which input pixels, and what becomes of dz.
 #pragma once
+#include "fill.h"
 #include "gemm.h"
 #include "moments.h"
-#include "prologue.h"
 
 namespace fused_preact::FUSED_PREACT_ISA {
-
-// The inputs that a tile of outputs owns: as many strides as outputs, the last tile also what a stride leaves over.
-INLINE Span inputs_owned(const Axis& a, Span out) {
-    int64_t first = smaller(a.in, out.first * a.stride);
-    return {first, (out.end() >= a.out ? a.in : smaller(a.in, out.end() * a.stride)) - first};
-}
 
 // Input pixels of one phase of the stride in both axes: a small convolution of dy with the taps that reach them.
 template <class E>
@@ -40,8 +34,8 @@ struct PhaseConvs {
         weights = arena.take<E>(wide_ ? 0 : packed_elements<A>(c, k, total));
     }
 
-    // origin: where a tile's first output lies in the dy plane.
-    void prepare(const Conv& conv, const Plane<E>& dy, int64_t origin_row, int64_t origin_column, int64_t c, int64_t k, int64_t columns) {
+    template <class S>
+    void prepare(const Conv& conv, const DyPlanes<S, E>& dy, int64_t c, int64_t k, int64_t columns) {
         using A = wide<E>;
         const Axis &h = conv.h, &w = conv.w;
         int64_t used = 0;
@@ -54,12 +48,12 @@ struct PhaseConvs {
                     const int64_t down = phase.row + h.padding - r * h.dilation, right = phase.column + w.padding - s * w.dilation;
                     if (down % h.stride || right % w.stride) continue;
                     phase.taps[phase.count++] = {r * conv.weight_strides[2] + s * conv.weight_strides[3],
-                                                 (origin_row + down / h.stride) * dy.row + (origin_column + right / w.stride) * dy.pitch};
+                                                 (dy.origin_row + down / h.stride) * dy.plane.row + (dy.origin_column + right / w.stride) * dy.plane.pitch};
                 }
             const Tap one{};
             const Tap* joined = wide_ ? &one : phase.taps;
             phase.segment_count = segments_of<E>(joined, wide_ ? smaller<int64_t>(1, phase.count) : phase.count, padded(k), phase.segments);
-            phase.three_taps = !wide_ && takes_three_taps<E>(phase.segments, phase.segment_count, c, dy.pitch, columns);
+            phase.three_taps = !wide_ && takes_three_taps<E>(phase.segments, phase.segment_count, c, dy.plane.pitch, columns);
             used += phase.count;
         }
     }

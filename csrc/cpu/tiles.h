@@ -68,10 +68,10 @@ INLINE Tiling tiling_of(const Conv& conv, int64_t plane_bytes, int64_t weights, 
     return {conv.n, conv.h.out, conv.w.out, 1, rows, columns};
 }
 
-// Layers of many weights: more than stay in L2 beside everything else, even if they are summed in 32 bits.
+// Wide layers: of so many weights that neither they nor the sums of their gradient stay in L2 beside everything else.
 constexpr int64_t WIDE_WEIGHTS = 96 << 10, WIDE_PIXELS = 1024, WIDE_BYTES = 4 << 20;
 
-INLINE bool is_wide(const Conv& conv) { return conv.k * conv.c / conv.groups * conv.h.kernel * conv.w.kernel > WIDE_WEIGHTS; }
+INLINE bool is_wide(const Conv& conv) { return conv.k / conv.groups * (conv.c / conv.groups) * conv.h.kernel * conv.w.kernel > WIDE_WEIGHTS; }
 
 // All threads work on one tile of such a layer, so it should be large: rows of an image, a whole one, or several.
 INLINE Tiling wide_tiling_of(const Conv& conv, int64_t pixel_bytes) {

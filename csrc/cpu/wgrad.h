@@ -4,6 +4,7 @@
 // [row][tap][lane] of its own, and the buffers are added in order. Of a wide layer's, each thread has some rows instead, and all tiles.
 #pragma once
 #include "pack.h"
+#include "prologue.h"
 #include "tiles.h"
 
 namespace fused_preact::FUSED_PREACT_ISA {
@@ -78,16 +79,24 @@ struct WeightGradient {
     template <class S>
     void write(S* dweight, const int64_t* strides, const Conv& conv, const A* buffers, int64_t count, int64_t apart, Share part, int64_t first) const {
         const int64_t row_stride = over_c ? strides[0] : strides[1], lane_stride = over_c ? strides[1] : strides[0];
+        const bool streams = rows * taps * lanes * int64_t(sizeof(S)) >= STREAM_BYTES && lanes % LANES<A> == 0;
         for (int64_t row = part.begin; row < smaller(part.end, rows); ++row)
             for (int64_t tap = 0; tap < taps; ++tap) {
                 const A* from = buffers + (row - first) * pitch + tap * lane_depth;
                 S* to = dweight + row * row_stride + tap / conv.w.kernel * strides[2] + tap % conv.w.kernel * strides[3];
+                const bool streamed = streams && uintptr_t(to) % (LANES<A> * sizeof(S)) == 0;
                 for (int64_t i = 0; i < lanes; i += LANES<A>) {
                     Vec<A> sum = load(from + i);
                     for (int64_t t = 1; t < count; ++t) sum += load(from + t * apart + i);
+                    if (lane_stride == 1 && streamed)
+                        stream(to + i, sum);
+                    else if (lane_stride == 1 && i + LANES<A> <= lanes)
+                        store(to + i, sum);
+                    else
                     for (int64_t lane = i; lane < smaller<int64_t>(lanes, i + LANES<A>); ++lane) to[lane * lane_stride] = narrowed<S>(sum[lane - i]);
                 }
             }
+        if (streams) stream_fence();
     }
 };
 

@@ -1,4 +1,4 @@
-"""Layers that reach the paths which the cpu kernels choose by size (csrc/cpu: tiles.h, gemm.h, wgrad.h, plane.h, dgrad.h)."""
+"""Layers that reach the paths which the cpu kernels choose by size (csrc/cpu: tiles.h, gemm.h, wide.h, wgrad.h, plane.h, dgrad.h)."""
 
 from itertools import cycle, product
 
@@ -24,23 +24,28 @@ STREAMED = [
 ]
 STREAMED_BFLOAT16 = [case("streamed-phases", "y and dx past the caches, phase by phase", (2, 64, 160, 160), 64, 1, stride=(2, 1))]
 
-# dweight's buffer is over 384 KiB: each thread has a share of its rows, and reads all tiles.
-SLICED = [
-    case("sliced-over-c", "lanes run over c", (2, 64, 9, 7), 192, 3, padding=1, bias=True),
-    case("sliced-over-k", "lanes run over k", (2, 80, 9, 7), 160, 3, padding=1),
-    case("sliced-over-k-tails", "neither side fills a block", (2, 65, 8, 9), 150, 3, padding=1),
-    case("sliced-over-c-tails", "neither side fills a block", (1, 150, 9, 7), 85, 3, padding=1, residual=True),
-    case("sliced-few-rows", "fewer blocks of rows than threads, and chains of 7168 channels", (2, 7168, 3, 3), 12, 1),
-    case("sliced-far-rows", "a thread's rows begin far into the channels", (2, 32, 3, 3), 4400, 3, padding=1),
-    case("sliced-1x1", "more rows than lanes", (2, 64, 7, 9), 1600, 1),
-    case("sliced-stride", "z is split by the stride's phases", (2, 80, 9, 11), 160, 3, stride=2, padding=1),
-    case("sliced-dilated", "taps of a row do not lie side by side", (1, 64, 9, 11), 192, 3, padding=2, dilation=2),
-    case("sliced-groups", "group after group", (1, 256, 7, 7), 256, 3, padding=1, groups=2, bias=True),
+# More weights than WIDE_WEIGHTS: all threads work on one tile, and share out its output channels and the rows of dweight.
+WIDE = [
+    case("wide-over-c", "lanes run over c", (2, 64, 9, 7), 192, 3, padding=1, bias=True),
+    case("wide-over-k", "lanes run over k", (2, 80, 9, 7), 160, 3, padding=1),
+    case("wide-over-k-tails", "neither side fills a block", (2, 65, 8, 9), 170, 3, padding=1),
+    case("wide-over-c-tails", "neither side fills a block", (1, 150, 9, 7), 85, 3, padding=1, residual=True),
+    case("wide-few-rows", "fewer blocks of rows than threads, and chains of 7168 channels", (2, 7168, 3, 3), 14, 1),
+    case("wide-far-rows", "a thread's rows begin far into the channels", (2, 32, 3, 3), 4400, 3, padding=1),
+    case("wide-1x1", "more rows than lanes", (2, 64, 7, 9), 1600, 1),
+    case("wide-stride", "z is split by the stride's phases", (2, 80, 9, 11), 160, 3, stride=2, padding=1),
+    case("wide-stride-1x1", "phases that no tap reaches", (2, 320, 5, 6), 330, 1, stride=2, residual=True),
+    case("wide-dilated", "taps of a row do not lie side by side", (1, 64, 9, 11), 192, 3, padding=2, dilation=2),
+    case("wide-groups", "group after group", (1, 256, 7, 7), 256, 3, padding=1, groups=2, bias=True),
+    case("wide-pixels", "fewer than a block", (2, 320, 1, 1), 320, 1, bias=True),
+    case("wide-images", "tiles of several images, the last of fewer", (23, 64, 7, 9), 176, 3, padding=1, bias=True),
+    case("wide-cut-rows", "tiles of some rows, the last of fewer", (2, 40, 34, 37), 288, 3, padding=1, residual=True),
+    case("wide-cut-columns", "tiles of a part of a row", (1, 320, 2, 1100), 320, 1),
+    case("wide-cut-stride", "tiles of some rows, in phases", (1, 80, 70, 67), 160, 3, stride=2, padding=1, bias=True),
 ]
-# As large as it may be without slices, or just over.
-SLICED_EDGE = [
-    case("whole-buffer", "dweight of exactly 384 KiB", (1, 256, 5, 5), 384, 1),
-    case("sliced-buffer", "dweight of a block more than 384 KiB", (1, 256, 5, 5), 400, 1),
+WIDE_EDGE = [
+    case("most-narrow", "as many weights as a layer may have that is not wide", (1, 256, 5, 5), 384, 1),
+    case("least-wide", "a block more", (1, 256, 5, 5), 400, 1),
 ]
 
 # One vector of channels on both sides, and rows of whole blocks.
@@ -162,4 +167,4 @@ CHANNELS = [
     if h >= r or conv.padding[0]
 ]
 
-SMALL = [*SLICED_EDGE, *THREE_TAPS, *NARROW, *COLUMNS, *LEFT_OVER, *PADDED, *DILATED, *KERNELS, *CHAINS, *GROUPS]
+SMALL = [*WIDE_EDGE, *THREE_TAPS, *NARROW, *COLUMNS, *LEFT_OVER, *PADDED, *DILATED, *KERNELS, *CHAINS, *GROUPS]

@@ -92,17 +92,17 @@ def check_emits(layer, run, bn, eager, truth):
 
 @every(
     (["cpu"], [F32], [2], [*paths.SMALL, *paths.CHANNELS, *paths.STREAMED]),
-    (["cpu"], [F32], [1, 2, 5], paths.SLICED),
+    (["cpu"], [F32], [1, 2, 5], paths.WIDE),
     (["cpu"], [F32], [3], [*paths.THREE_TAPS, *paths.COLUMNS]),
-    (["cpu"], [BF16], [2], [*paths.SMALL, *paths.SLICED, *paths.CHANNELS[::4], *paths.STREAMED_BFLOAT16]),
-    (["cpu"], [F64], [2], [*paths.SLICED[:2], *paths.COLUMNS[::2], *paths.CHAINS[::3]]),
+    (["cpu"], [BF16], [2], [*paths.SMALL, *paths.WIDE, *paths.CHANNELS[::4], *paths.STREAMED_BFLOAT16]),
+    (["cpu"], [F64], [2], [*paths.WIDE[:2], *paths.COLUMNS[::2], *paths.CHAINS[::3]]),
     (
         INSTRUCTION_SETS,
         [F32],
         [2],
-        [*paths.SLICED[:3], *paths.THREE_TAPS[::4], *paths.NARROW[:3], *paths.COLUMNS[::4], *paths.STREAMED[2:3]],
+        [*paths.WIDE[:3], *paths.THREE_TAPS[::4], *paths.NARROW[:3], *paths.COLUMNS[::4], *paths.STREAMED[2:3]],
     ),
-    (INSTRUCTION_SETS, [BF16], [2], [*paths.SLICED[:1], *paths.THREE_TAPS[:2], *paths.COLUMNS[:1], *paths.GROUPS[:1]]),
+    (INSTRUCTION_SETS, [BF16], [2], [*paths.WIDE[:1], *paths.THREE_TAPS[:2], *paths.COLUMNS[:1], *paths.GROUPS[:1]]),
 )
 def test_is_as_accurate_as_eager(backend, dtype, threads, case):
     assert case.why

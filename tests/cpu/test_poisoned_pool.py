@@ -19,7 +19,7 @@ CASES = [
     case("1x1-stride3", "inputs that nobody reads", (2, 33, 12, 9), 17, 1, stride=3),
     case("padding4", "outputs that see no input", (2, 17, 6, 5), 19, 3, padding=4),
     case("columns", "cut rows", (1, 33, 3, 301), 33, 3, padding=1),
-    case("sliced", "rows of dweight shared out", (1, 80, 5, 4), 150, 3, padding=1),
+    case("wide", "rows of dweight shared out", (1, 80, 5, 4), 150, 3, padding=1),
     case("groups", "group after group", (2, 48, 5, 6), 48, 3, padding=1, groups=2),
 ]
 LARGE = [case("streamed", "past the caches", (2, 64, 96, 128), 64, 1)]

@@ -19,7 +19,7 @@ CASES = [
     case("1x1", "tiles of all pixels", (3, 65, 11, 13), 48, 1, bias=True),
     case("stride2", "phases", (2, 16, 17, 33), 16, 3, stride=2, padding=1, bias=True),
     case("columns", "cut rows", (1, 16, 3, 300), 16, 3, padding=1, bias=True),
-    case("sliced", "rows of dweight shared out", (2, 80, 9, 7), 160, 3, padding=1, bias=True),
+    case("wide", "output channels and rows of dweight shared out", (2, 80, 9, 7), 160, 3, padding=1, bias=True),
     case("slices", "eight slices a thread, taken by whoever is done", (8, 32, 24, 24), 32, 3, padding=1, bias=True),
     case("slices1x1", "the same, flattened", (8, 64, 24, 24), 32, 1, bias=True),
     case("groups", "group after group", (2, 48, 9, 7), 48, 3, padding=1, groups=3, bias=True),
