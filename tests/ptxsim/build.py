@@ -1,6 +1,7 @@
 """Compiles the simulator, and CUDA sources to libraries that run in it.
 
-They are linked with the simulator in place of libcudart, and keep their PTX. Nothing of CUDA's runtime is loaded, so a process may have both.
+They are linked with the simulator in place of libcudart, and keep their PTX. Symbols have a version of their own, so that a process may
+have CUDA's runtime loaded too.
 """
 
 import fcntl

@@ -76,6 +76,14 @@ Space Statement::space() const {
     return Space::generic;
 }
 
+void Decoder::declare(const std::string& registers) {
+    const size_t range = registers.find('<');
+    if (range == std::string::npos)
+        reg(registers);
+    else
+        families_.insert(registers.substr(0, range));
+}
+
 int Decoder::reg(const std::string& name) {
     const auto found = registers_.find(name);
     return found != registers_.end() ? found->second : registers_[name] = kernel_.registers++;
@@ -95,6 +103,8 @@ int Decoder::operand(const std::string& text, Type type) {
         const std::string name = text.substr(0, text.find('.'));
         const bool special = std::find(std::begin(specials), std::end(specials), name) != std::end(specials);
         if (special && !registers_.count(text)) kernel_.specials.push_back({kernel_.registers, text});
+        const std::string family = name.substr(0, name.find_last_not_of("0123456789") + 1);
+        if (!special && !registers_.count(text) && !families_.count(family)) throw Unsupported("register " + text);
         return reg(text);
     }
     if (isdigit(text[0]) || text[0] == '-') {

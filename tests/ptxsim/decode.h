@@ -1,5 +1,7 @@
 // From a statement's text to an instruction. Each group of instructions decodes its own (decode_arithmetic, ...).
 #pragma once
+#include <set>
+
 #include "program.h"
 
 namespace ptxsim {
@@ -38,7 +40,8 @@ class Decoder {
 
     int line = 0;
 
-    void declare(const std::string& reg) { this->reg(reg); }
+    // "name", or "%r<12>" for %r0 to %r11.
+    void declare(const std::string& registers);
     void symbol(const std::string& name, uint64_t address) { symbols_[name] = address; }
     void label(const std::string& name) { labels_[name] = int(kernel_.code.size()); }
     void add(const std::string& statement);
@@ -55,6 +58,7 @@ class Decoder {
   private:
     Kernel& kernel_;
     std::map<std::string, int> registers_, labels_;
+    std::set<std::string> families_;  // %r, %rd, ...
     std::map<uint64_t, int> constants_;
     std::map<std::string, uint64_t> symbols_;
     std::vector<std::pair<size_t, std::string>> branches_;

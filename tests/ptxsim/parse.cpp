@@ -43,7 +43,7 @@ std::string flattened(const std::string& ptx) {
     for (bool inside = false; std::getline(lines, line);) {
         line = uncommented(line, inside);
         if (starts(line, ".file") || starts(line, ".version") || starts(line, ".target") || starts(line, ".address_size")) continue;
-        flat += starts(line, ".loc") ? ".loc " + std::to_string(line_of(line)) + ";" : line + " ";
+        flat += starts(line, ".loc\t") || starts(line, ".loc ") ? ".loc " + std::to_string(line_of(line)) + ";" : line + " ";
     }
     return flat;
 }
@@ -140,10 +140,8 @@ std::unique_ptr<Kernel> kernel(const std::string& head, const std::string& body,
         } else if (starts(s, ".loc ")) {
             decoder.line = atoi(s.c_str() + 5);
         } else if (starts(s, ".reg")) {
-            // "%r<12>" is declared by its uses.
             const std::string names = s.substr(s.find_first_of(" \t", s.find_first_not_of(" \t", 4)));
-            for (const std::string& name : split(names, ','))
-                if (name.find('<') == std::string::npos) decoder.declare(name);
+            for (const std::string& name : split(names, ',')) decoder.declare(name);
         } else if (s[0] != '.') {
             decoder.add(s);
         }

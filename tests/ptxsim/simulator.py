@@ -4,6 +4,7 @@ import ctypes
 import functools
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,9 @@ class Simulator:
             function.restype = ctypes.c_char_p
         self.clear()
 
-    def load(self, name: str) -> ctypes.CDLL:
-        """The library of kernels/NAME.cu. Raises RuntimeError if the simulator does not know an instruction in it."""
-        library = ctypes.CDLL(str(BUILD / f"lib{name}.so"))
+    def load(self, name: str | Path) -> ctypes.CDLL:
+        """The library of kernels/NAME.cu, or at a path. Raises RuntimeError if the simulator does not know an instruction in it."""
+        library = ctypes.CDLL(str(name if isinstance(name, Path) else BUILD / f"lib{name}.so"))
         if self.report():
             raise RuntimeError(self.report())
         return library
