@@ -5,7 +5,30 @@
 
 namespace ptxsim {
 
-static const std::string SHARED_NAME = "shared";
+namespace {
+
+const std::string SHARED_NAME = "shared";
+
+// The 4-byte words that lanes touch, each once, in order.
+class Words {
+  public:
+    Words(const uint64_t* addresses, int64_t offset, uint32_t lanes, unsigned bytes) {
+        constexpr unsigned WORD = 4;
+        each(lanes, [&](int lane) {
+            for (unsigned b = 0; b < bytes; b += WORD) words_[count_++] = (addresses[lane] + offset + b) / WORD;
+        });
+        std::sort(words_, words_ + count_);
+        count_ = int(std::unique(words_, words_ + count_) - words_);
+    }
+    const uint64_t* begin() const { return words_; }
+    const uint64_t* end() const { return words_ + count_; }
+
+  private:
+    uint64_t words_[LANES * 8];  // of up to 32 bytes a lane
+    int count_ = 0;
+};
+
+}  // namespace
 
 void Regions::add(const void* data, size_t bytes, const char* name, bool writable) {
     Region region{static_cast<const char*>(data), bytes, name, writable, {}, {}};
@@ -147,36 +170,35 @@ void Machine::release_and_acquire(Warp& w, int lane, uint64_t address) {
 }
 
 void Machine::count_shared(const uint64_t* addresses, int64_t offset, uint32_t lanes, unsigned bytes) {
-    // A wavefront serves 128 bytes: a quarter of a warp with 16 bytes each, half with 8.
-    constexpr unsigned BANKS = 32, WORD = 4;
+    // A wavefront serves 128 bytes: a quarter of a warp with 16 bytes each, half with 8. Lanes that want the same word share it.
+    constexpr unsigned BANKS = 32;
     const int group = bytes == 16 ? 8 : bytes == 8 ? 16 : 32;
     for (int first = 0; first < LANES; first += group) {
-        std::set<uint32_t> words[BANKS];
-        size_t most = 0;
-        for (int lane = first; lane < first + group; ++lane)
-            for (unsigned b = 0; lanes >> lane & 1 && b < bytes; b += WORD) {
-                const uint32_t word = uint32_t(addresses[lane] + offset + b) / WORD;
-                words[word % BANKS].insert(word);
-                most = std::max(most, words[word % BANKS].size());
-            }
+        const uint32_t own = lanes & uint32_t(((uint64_t(1) << group) - 1) << first);
+        Words words(addresses, offset, own, bytes);
+        int in_bank[BANKS] = {}, most = 0;
+        for (const uint64_t word : words) most = std::max(most, ++in_bank[word % BANKS]);
         counters.shared_wavefronts += most;
         counters.shared_ideal += most > 0;
     }
 }
 
 void Machine::count_global(const uint64_t* addresses, int64_t offset, uint32_t lanes, unsigned bytes) {
-    constexpr unsigned SECTOR = 32, WORD = 4;
-    std::set<uint64_t> sectors, words;
-    Region* region = nullptr;
-    each(lanes, [&](int lane) {
-        const uint64_t address = addresses[lane] + offset;
-        region = regions.at(address);
-        for (unsigned b = 0; b < bytes; b += WORD) sectors.insert((address + b) / SECTOR), words.insert((address + b) / WORD);
-    });
+    constexpr unsigned SECTOR_WORDS = 8;
+    if (!lanes) return;
+    const Region* region = regions.at(addresses[__builtin_ctz(lanes)] + offset);
     if (!region) return;
+    const Words words(addresses, offset, lanes, bytes);
+    long sectors = 0, count = 0;
+    uint64_t last = ~uint64_t(0);
+    for (const uint64_t word : words) {
+        sectors += word / SECTOR_WORDS != last;
+        last = word / SECTOR_WORDS;
+        ++count;
+    }
     Traffic& traffic = counters.global[region->name];
-    traffic.sectors += long(sectors.size());
-    traffic.ideal += long((words.size() * WORD + SECTOR - 1) / SECTOR);
+    traffic.sectors += sectors;
+    traffic.ideal += (count + SECTOR_WORDS - 1) / SECTOR_WORDS;
 }
 
 }  // namespace ptxsim
