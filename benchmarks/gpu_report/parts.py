@@ -23,6 +23,7 @@ class Part(NamedTuple):
 PARTS = (
     Part("machine", "machine", 10),
     Part("ceilings", "ceilings", 15),
+    Part("golden", "golden", 20),
     Part("correctness", "correctness", 80, workers=12),
     Part("primitives", "primitives", 150, warm=12, gigabytes=4),
     Part("resnet1001", "steps", 130),

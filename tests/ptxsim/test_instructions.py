@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.ptxsim.build import missing
+from tests.ptxsim.golden import N, values
 from tests.ptxsim.simulator import simulator
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -15,27 +16,6 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 SOURCE = (Path(__file__).parent / "kernels" / "instructions.cu").read_text()
 TYPES = {"u32": np.uint32, "s32": np.int32, "u64": np.uint64, "s64": np.int64, "float": np.float32, "double": np.float64}
 OPERATIONS = {name: (TYPES[given], TYPES[out]) for name, given, out in re.findall(r"OP\((\w+), (\w+), (\w+), ", SOURCE) if name != "name"}
-N = 256
-SPECIAL = {
-    "u": [0, 1, 2, 31, 32, 33, 255, 2**31, 2**32 - 1],
-    "i": [0, 1, -1, 31, 32, -128, 2**31 - 1, -(2**31)],
-    "f": [0.0, -0.0, 1.0, -1.0, 0.5, -2.5, np.nan, np.inf, -np.inf, 65519.0, 65520.0, 1e-8, 3.3e38, -1.00390625, 1.01171875],
-}
-
-
-def values(dtype, seed):
-    """Random values of all magnitudes, and the special ones in different places for each seed."""
-    generator = np.random.default_rng(seed)
-    kind = np.dtype(dtype).kind
-    if kind == "f":
-        found = (generator.standard_normal(N) * 10.0 ** generator.integers(-2, 3, N)).astype(dtype)
-    else:
-        info = np.iinfo(dtype)
-        found = generator.integers(info.min, info.max, N, dtype, endpoint=True) >> generator.integers(0, 31, N).astype(dtype)
-    special = np.array(SPECIAL[kind]).astype(dtype)
-    places = generator.choice(N, 3 * len(special), replace=False)
-    found[places] = np.tile(special, 3)
-    return found
 
 
 def compute(name, *given):
