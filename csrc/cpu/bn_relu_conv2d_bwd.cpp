@@ -95,8 +95,12 @@ struct Bwd {
 
     Tiling cut() const {
         if (!wide_layer) return tiling_of(conv, (plane_pitch(c) + plane_pitch(k)) * sizeof(E), wgrad.row_depth * wgrad.pitch * sizeof(E), args.threads);
-        const int64_t z_elements = conv.h.stride * conv.w.stride * plane_pitch(c) + (pairs ? conv.h.stride * conv.w.kernel * padded(c) : 0);
-        return wide_tiling_of(conv, (z_elements + plane_pitch(k) + (pairs ? padded(k) : 0)) * sizeof(E));
+        return wide_tiling_of(conv, [&](const Tiling& t) {
+            const ZPlanes<S, E> z_planes(conv, t);
+            const int64_t of_z = weights ? z_planes.image : 0, of_pairs = pairs ? 2 * ceil_div(t.columns, 2) : 0;
+            const int64_t joined = of_pairs * (z_planes.h.span.count * conv.w.kernel * padded(c) + t.rows * padded(k));
+            return (of_z + DyPlanes<S, E>(conv, t, inputs).image + joined) * int64_t(sizeof(E));
+        });
     }
 
     int64_t z_elements() const { return weights ? z.image : 0; }

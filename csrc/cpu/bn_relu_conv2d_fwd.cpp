@@ -117,7 +117,7 @@ struct Fwd {
           k(conv.k / conv.groups),
           depth(padded(c)),
           taps_count(conv.h.kernel * conv.w.kernel),
-          tiling(wide_layer ? wide_tiling_of(conv, conv.h.stride * conv.w.stride * plane_pitch(c) * sizeof(E))
+          tiling(wide_layer ? wide_tiling_of(conv, [&](const Tiling& t) { return ZPlanes<S, E>(conv, t).image * int64_t(sizeof(E)); })
                             : tiling_of(conv, plane_pitch(c) * sizeof(E), packed_elements<A>(k, c, taps_count) * sizeof(E), a.threads)),
           z(conv, tiling),
           threads{static_cast<char*>(a.workspace.data)},

@@ -42,7 +42,7 @@ struct PhaseConvs {
         for (int64_t i = 0; i < count; ++i) {
             PhaseConv<E>& phase = all[i];
             Segment* own = segments + most_segments<E>(used, padded(k));
-            phase = {i / w.stride, i % w.stride, taps + used, 0, own, 0, weights + packed_elements<A>(c, k, used), false};
+            phase = {i / w.stride, i % w.stride, taps + used, 0, own, 0, wide_ ? nullptr : weights + packed_elements<A>(c, k, used), false};
             for (int64_t r = h.kernel - 1; r >= 0; --r)
                 for (int64_t s = w.kernel - 1; s >= 0; --s) {
                     const int64_t down = phase.row + h.padding - r * h.dilation, right = phase.column + w.padding - s * w.dilation;

@@ -73,14 +73,20 @@ constexpr int64_t WIDE_WEIGHTS = 96 << 10, WIDE_PIXELS = 1024, WIDE_BYTES = 4 <<
 
 INLINE bool is_wide(const Conv& conv) { return conv.k / conv.groups * (conv.c / conv.groups) * conv.h.kernel * conv.w.kernel > WIDE_WEIGHTS; }
 
-// All threads work on one tile of such a layer, so it should be large: rows of an image, a whole one, or several.
-INLINE Tiling wide_tiling_of(const Conv& conv, int64_t pixel_bytes) {
-    const int64_t most = larger<int64_t>(1, smaller(WIDE_PIXELS, WIDE_BYTES / pixel_bytes));
-    auto even = [](int64_t total, int64_t most) { return ceil_div(total, ceil_div(total, larger<int64_t>(1, most))); };
-    if (conv.h.out == 0 || conv.w.out == 0 || conv.n == 0) return {conv.n, conv.h.out, conv.w.out, 1, 1, 1};
-    const int64_t columns = even(conv.w.out, smaller(most, conv.w.out)), rows = even(conv.h.out, smaller(conv.h.out, most / columns));
-    const int64_t each = rows == conv.h.out && columns == conv.w.out ? even(conv.n, smaller(conv.n, most / (rows * columns))) : 1;
-    return {conv.n, conv.h.out, conv.w.out, each, rows, columns};
+// All threads work on one tile of such a layer, so it should be large: rows of an image, a whole one, or several. image_bytes(tiling): what an
+// image of a tile takes in scratch, halo included.
+template <class Bytes>
+INLINE Tiling wide_tiling_of(const Conv& conv, Bytes&& image_bytes) {
+    Tiling tiling{conv.n, conv.h.out, conv.w.out, 1, 1, 1};
+    if (tiling.count() == 0) return tiling;
+    auto even = [](int64_t total, int64_t most) { return ceil_div(total, ceil_div(total, larger<int64_t>(1, smaller(total, most)))); };
+    tiling.columns = even(conv.w.out, WIDE_PIXELS);
+    tiling.rows = even(conv.h.out, WIDE_PIXELS / tiling.columns);
+    while (tiling.rows > 1 && image_bytes(tiling) > WIDE_BYTES) tiling.rows = even(conv.h.out, tiling.rows / 2);
+    while (tiling.columns > 1 && image_bytes(tiling) > WIDE_BYTES) tiling.columns = even(conv.w.out, tiling.columns / 2);
+    if (tiling.rows == conv.h.out && tiling.columns == conv.w.out)
+        tiling.each = even(conv.n, smaller(WIDE_PIXELS / tiling.most_pixels(), WIDE_BYTES / image_bytes(tiling)));
+    return tiling;
 }
 
 // The pixels of a tile, image by image and row by row: where each lies in the planes (elements) and in memory (pixels), from the tile's first.

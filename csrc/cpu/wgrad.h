@@ -93,7 +93,7 @@ struct WeightGradient {
                     else if (lane_stride == 1 && i + LANES<A> <= lanes)
                         store(to + i, sum);
                     else
-                    for (int64_t lane = i; lane < smaller<int64_t>(lanes, i + LANES<A>); ++lane) to[lane * lane_stride] = narrowed<S>(sum[lane - i]);
+                        for (int64_t lane = i; lane < smaller<int64_t>(lanes, i + LANES<A>); ++lane) to[lane * lane_stride] = narrowed<S>(sum[lane - i]);
                 }
             }
         if (streams) stream_fence();

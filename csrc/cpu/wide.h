@@ -55,6 +55,7 @@ struct WideGemm {
     INLINE void one(const E* planes, const Pixels& pixels, Parts parts, int64_t lane, int64_t first_part, int64_t end_part, bool more, Finish&& finish) const {
         constexpr int W = LANES<A>;
         const int64_t first = parts.begin(first_part), end = parts.begin(end_part);
+        if (first == end) return;
         for (int64_t i = 0; i < larger<int64_t>(1, count); ++i) {
             if (count) pack_piece(packed, weight + taps[i].weight, lanes, reduction, lane);
             Prefetch prefetch;

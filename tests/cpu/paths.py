@@ -39,6 +39,8 @@ WIDE = [
     case("wide-groups", "group after group", (1, 256, 7, 7), 256, 3, padding=1, groups=2, bias=True),
     case("wide-pixels", "fewer than a block", (2, 320, 1, 1), 320, 1, bias=True),
     case("wide-images", "tiles of several images, the last of fewer", (23, 64, 7, 9), 176, 3, padding=1, bias=True),
+    case("wide-halo", "planes are much larger than the tiles, so a tile has few images", (40, 32, 9, 9), 40, 9, padding=8),
+    case("wide-strides", "both strides, a column left over", (23, 48, 14, 4), 244, 3, stride=(3, 2), padding=(1, 0)),
     case("wide-cut-rows", "tiles of some rows, the last of fewer", (2, 40, 34, 37), 288, 3, padding=1, residual=True),
     case("wide-cut-columns", "tiles of a part of a row", (1, 320, 2, 1100), 320, 1),
     case("wide-cut-stride", "tiles of some rows, in phases", (1, 80, 70, 67), 160, 3, stride=2, padding=1, bias=True),
