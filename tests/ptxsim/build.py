@@ -34,12 +34,13 @@ def missing() -> str | None:
 
 
 def ninja_file() -> str:
-    sources, kernels = sorted(HERE.glob("*.cpp")), sorted((HERE / "kernels").glob("*.cu"))
+    sources, kernels = sorted(HERE.glob("*.cpp")), sorted([*(HERE / "kernels").glob("*.cu"), *(HERE.parent / "cuda").glob("*.cu")])
+    cuda = f"{nvcc()} {shlex.join(NVCC)} -shared -cudart none -Xlinker -rpath={BUILD} -L{BUILD} -lptxsim"
     lines = [
         f"builddir = {BUILD}",
         f"rule compile\n  command = g++ {shlex.join(CXX)} -MMD -MF $out.d -c $in -o $out\n  deps = gcc\n  depfile = $out.d",
         f"rule link\n  command = g++ -shared -Wl,-soname,{LIBRARY.name} -Wl,--version-script={HERE}/exports.map $in -o $out",
-        f"rule cuda\n  command = {nvcc()} {shlex.join(NVCC)} -shared -cudart none -Xlinker -rpath={BUILD} -L{BUILD} -lptxsim $in -o $out",
+        f"rule cuda\n  command = {cuda} -MD -MF $out.d $in -o $out\n  deps = gcc\n  depfile = $out.d",
     ]
     lines += [f"build {BUILD}/{source.stem}.o: compile {source}" for source in sources]
     lines += [f"build {LIBRARY}: link {' '.join(f'{BUILD}/{source.stem}.o' for source in sources)} | {HERE}/exports.map"]

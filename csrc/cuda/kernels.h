@@ -1,0 +1,17 @@
+// The launchers.
+#pragma once
+#include "records.h"
+
+namespace fused_preact::cuda {
+
+Status launch_bn_stats(const Elementwise&);
+Status launch_bn_relu(const Elementwise&);
+Status launch_bn_relu_bwd(const Elementwise&);
+Status launch_bn_bwd(const Elementwise&);
+
+// One tile of statistics, (count, mean, m2), from many.
+Status launch_bn_merge(const BnFinalize&);
+Status launch_bn_finalize(const BnFinalize&);
+Status launch_bn_coeffs(const BnCoeffs&);
+
+}  // namespace fused_preact::cuda

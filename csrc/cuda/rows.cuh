@@ -1,0 +1,74 @@
+// How a block goes over an activation: each thread keeps its channels and walks down the pixels, so vectors of channels stay in registers.
+#pragma once
+#include "chunk.cuh"
+
+namespace fused_preact::cuda {
+
+struct Rows {
+    int column, row, rows;  // of the block
+    int channel;            // the thread's first
+    int64_t begin, end;     // the block's pixels
+    bool inside;            // whether the thread has channels
+
+    template <class T>
+    static __device__ Rows of(int64_t pixels, int channels, int columns) {
+        Rows r;
+        r.column = threadIdx.x % columns;
+        r.row = threadIdx.x / columns;
+        r.rows = blockDim.x / columns;
+        r.channel = (blockIdx.x * columns + r.column) * PER_CHUNK<T>;
+        r.begin = pixels * blockIdx.y / gridDim.y;
+        r.end = pixels * (blockIdx.y + 1) / gridDim.y;
+        r.inside = r.channel < channels;
+        return r;
+    }
+
+    // body(offset of the thread's chunk) for its pixels but the first `done`; loads of several pixels are on their way at once.
+    template <class Body>
+    __device__ void each(int channels, Body&& body, int done = 0) const {
+        if (!inside) return;
+        const int64_t first = begin + row + int64_t(done) * rows, step = int64_t(rows) * channels;
+        int64_t at = first * channels + channel;
+#pragma unroll 4
+        for (int64_t pixel = first; pixel < end; pixel += rows, at += step) body(at);
+    }
+};
+
+// A value of a thread in shared memory, in pieces of 16 bytes that lie side by side with those of its neighbours.
+template <class Value>
+struct Slots {
+    static constexpr int PIECES = sizeof(Value) / sizeof(uint4);
+    static_assert(sizeof(Value) % sizeof(uint4) == 0);
+    uint4* memory;
+    int count;
+
+    __device__ void put(int slot, const Value& value) const {
+        uint4 pieces[PIECES];
+        memcpy(pieces, &value, sizeof value);
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) memory[i * count + slot] = pieces[i];
+    }
+    __device__ Value get(int slot) const {
+        uint4 pieces[PIECES];
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) pieces[i] = memory[i * count + slot];
+        Value value;
+        memcpy(&value, pieces, sizeof value);
+        return value;
+    }
+};
+
+// Sums of the threads of a column into its first row, in pairs, in a fixed order. `slots`: one for each thread of the block.
+template <class Value>
+__device__ inline void add_rows(const Rows& r, int columns, Value& own, const Slots<Value>& slots) {
+    int half = 1;
+    while (2 * half < r.rows) half *= 2;
+    for (; half > 0; half /= 2) {
+        if (r.row >= half && r.row < 2 * half) slots.put((r.row - half) * columns + r.column, own);
+        __syncthreads();
+        if (r.row < half && r.row + half < r.rows) own.add(slots.get(r.row * columns + r.column));
+        __syncthreads();
+    }
+}
+
+}  // namespace fused_preact::cuda

@@ -1,0 +1,219 @@
+"""The CUDA kernels of a norm in the simulator: as accurate as eager, no race, no more traffic than the contract's minimum and a little."""
+
+import pytest
+import torch
+
+from fused_preact.ops.library import Operators
+from tests.cuda.launchers import DTYPES, grid, launch
+from tests.ptxsim.build import missing
+from tests.ptxsim.simulator import FORWARD, RANDOM, REVERSE
+from tests.testing.cases import name_of
+from tests.testing.numerics import assert_as_accurate, drawn
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
+# Channels, images, height, width: a chunk or many across, tails of rows, more tiles than pixels in one, fewer pixels than threads.
+SHAPES = [(16, 2, 16, 16), (8, 1, 7, 5), (64, 2, 9, 11), (24, 3, 5, 13), (272, 1, 9, 7), (40, 2, 1, 1), (16, 2, 65, 64)]
+EAGER = Operators("eager")
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def nan(*shape, dtype=torch.float32):
+    return torch.full(shape, torch.nan, dtype=dtype)
+
+
+class Given:
+    """Tensors of one activation, (pixels, channels) as the kernels see it and NCHW for the reference."""
+
+    def __init__(self, shape, dtype, offset=0.0, blocks=5):
+        c, *rest = shape
+        torch.manual_seed(0)
+        self.c, self.dtype, self.pixels = c, dtype, rest[0] * rest[1] * rest[2]
+        self.gamma, self.beta = torch.rand(c) + 0.5, torch.randn(c)
+        self.x = drawn((rest[0], c, *rest[1:]), torch.ones(c), torch.zeros(c), offset, dtype).contiguous(memory_format=torch.channels_last)
+        self.dz, self.add = (torch.randn(self.x.shape).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(2))
+        self.blocks = blocks
+        self.common = {"grid": grid(c, dtype, blocks), "dtype": DTYPES[dtype], "pixels": self.pixels, "channels": c}
+        self.bn = EAGER.bn_finalize(EAGER.bn_stats(self.x), self.gamma, self.beta, 1e-5, False)
+
+    def rows(self, t):
+        return t.permute(0, 2, 3, 1).reshape(self.pixels, self.c)
+
+    def empty(self):
+        return nan(self.pixels, self.c, dtype=self.dtype)
+
+    def nchw(self, t):
+        return t.view(self.x.size(0), *self.x.shape[2:], self.c).permute(0, 3, 1, 2)
+
+
+def test_the_stats_of_a_launch_merge_to_those_of_all():
+    given = Given((16, 2, 16, 16), torch.float32)
+    stats = nan(given.blocks, 3, 16)
+    launch("bn_stats", x=given.rows(given.x), sums=stats, **given.common)
+    assert (stats[:, 0].sum(0) == given.pixels).all()
+
+
+@dtypes
+@shapes
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_bn_stats(shape, dtype, offset):
+    # Beside a mean of 1000 the means of small tiles, in float32, do not tell by how much they differ.
+    pixels = shape[1] * shape[2] * shape[3]
+    given = Given(shape, dtype, offset, 5 if offset == 0 else max(1, pixels // 1024))
+    stats, merged = nan(given.blocks, 3, given.c), nan(3, given.c)
+    launch("bn_stats", x=given.rows(given.x), sums=stats, **given.common)
+    launch("bn_merge", tiles=given.blocks, channels=given.c, stats=stats, bn=merged, bn_pitch=given.c)
+    count, mean, m2 = merged
+    assert (count == given.pixels).all()
+    var, wanted = torch.var_mean(given.x.double(), (0, 2, 3), correction=0)
+    theirs = torch.batch_norm_update_stats(given.x.float(), None, None, 0.0)
+    assert_as_accurate("variance", m2 / count, theirs[1], var)
+    pairs = ((mean, m2 / count), theirs, (wanted, var))
+    assert_as_accurate("mean", *(torch.stack((m, v.sqrt())) for m, v in pairs))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("count", [1, 3, 8, 100])
+def test_bn_finalize(count, affine):
+    """bn and the moved running statistics, beside the eager backend's in float32 and float64."""
+    torch.manual_seed(0)
+    c = 37
+    x = torch.randn(2 * count, c, 3, 5) * 2 + 3
+    stats = torch.cat([EAGER.bn_stats(part) for part in x.split(2)])
+    gamma, beta = (torch.rand(c) + 0.5, torch.randn(c)) if affine else (None, None)
+    mean, var, bn = torch.rand(c), torch.rand(c), nan(5, c)
+    eager, truth = ([v.clone().to(dtype) for v in (mean, var)] for dtype in (torch.float32, torch.float64))
+    wanted = [
+        EAGER.bn_finalize_update(stats.to(m.dtype), *(None if v is None else v.to(m.dtype) for v in (gamma, beta)), m, v, None, 0.1, 1e-5)
+        for m, v in (eager, truth)
+    ]
+    fields = {"gamma": gamma, "beta": beta} if affine else {}
+    launch(
+        "bn_finalize",
+        tiles=count,
+        channels=c,
+        stats=stats,
+        running_mean=mean,
+        running_var=var,
+        momentum=0.1,
+        eps=1e-5,
+        bn=bn,
+        bn_pitch=c,
+        **fields,
+    )
+    for name, ours, theirs, exact in zip(("mean", "invstd", "scale", "beta", "1/M"), bn, *wanted, strict=True):
+        assert_as_accurate(name, ours, theirs, exact)
+    assert_as_accurate("running mean", mean, eager[0], truth[0])
+    assert_as_accurate("running var", var, eager[1], truth[1])
+
+
+def test_bn_finalize_frozen():
+    mean, var = torch.rand(2, 16)
+    bn = nan(5, 16)
+    stats = torch.stack((torch.ones(16), mean, var))[None].contiguous()
+    launch("bn_finalize", tiles=1, channels=16, stats=stats, eps=1e-3, frozen=True, bn=bn, bn_pitch=16)
+    invstd = (var + 1e-3).rsqrt()
+    torch.testing.assert_close(bn, torch.stack((mean, invstd, invstd, torch.zeros(16), torch.zeros(16))))
+
+
+@dtypes
+@shapes
+@pytest.mark.parametrize("relu", [True, False])
+def test_bn_relu(shape, dtype, relu):
+    given, out = Given(shape, dtype, 3.0), None
+    out = given.empty()
+    launch("bn_relu", x=given.rows(given.x), bn=given.bn, bn_pitch=given.c, relu=relu, out=out, **given.common)
+    assert_as_accurate(
+        "z", given.nchw(out), EAGER.bn_relu(given.x, given.bn, relu), EAGER.bn_relu(given.x.double(), given.bn.double(), relu)
+    )
+
+
+@dtypes
+def test_nan_passes_relu(dtype):
+    given = Given((16, 1, 4, 4), dtype)
+    x, out = given.rows(given.x).clone(), given.empty()
+    x[3, 5] = torch.nan
+    launch("bn_relu", x=x, bn=given.bn, bn_pitch=16, relu=True, out=out, **given.common)
+    assert out.isnan().nonzero().tolist() == [[3, 5]]
+
+
+@dtypes
+@shapes
+@pytest.mark.parametrize("relu", [True, False])
+def test_bn_relu_bwd(shape, dtype, relu):
+    given = Given(shape, dtype, 3.0)
+    # dz is written over, as a unit does.
+    g, sums = given.rows(given.dz).clone(), nan(given.blocks, 2, given.c)
+    coeffs, dgamma, dbeta = nan(4, given.c), nan(given.c), nan(given.c)
+    launch("bn_relu_bwd", grad=g, x=given.rows(given.x), bn=given.bn, bn_pitch=given.c, relu=relu, out=g, sums=sums, **given.common)
+    launch(
+        "bn_coeffs",
+        tiles=given.blocks,
+        channels=given.c,
+        sums=sums,
+        bn=given.bn,
+        bn_pitch=given.c,
+        coeffs=coeffs,
+        dgamma=dgamma,
+        dbeta=dbeta,
+    )
+    theirs, exact = (
+        (lambda g, s: (g, *EAGER.bn_coeffs(s, bn)))(*EAGER.bn_relu_bwd(given.dz.to(x.dtype), x, bn, relu))
+        for x, bn in ((given.x, given.bn), (given.x.double(), given.bn.double()))
+    )
+    for name, ours, eager, truth in zip(
+        ("g", "coeffs", "dgamma", "dbeta"), (given.nchw(g), coeffs, dgamma, dbeta), theirs, exact, strict=True
+    ):
+        assert_as_accurate(name, ours, eager, truth)
+
+
+@dtypes
+@shapes
+@pytest.mark.parametrize("added", [True, False])
+def test_bn_bwd(shape, dtype, added):
+    given, coeffs = Given(shape, dtype), torch.randn(4, shape[0])
+    out = given.empty()
+    fields = {"add": given.rows(given.add)} if added else {}
+    launch("bn_bwd", grad=given.rows(given.dz), x=given.rows(given.x), coeffs=coeffs, out=out, **fields, **given.common)
+    more = given.add if added else None
+    exact = EAGER.bn_bwd(given.dz.double(), given.x.double(), coeffs.double(), more.double() if added else None)
+    assert_as_accurate("dx", given.nchw(out), EAGER.bn_bwd(given.dz, given.x, coeffs, more), exact)
+
+
+@pytest.mark.parametrize("order", [FORWARD, REVERSE, RANDOM], ids=["forward", "reverse", "random"])
+def test_same_bits_in_any_order(order):
+    given = Given((24, 3, 5, 13), torch.bfloat16)
+    results = []
+    for config in ({}, {"order": order, "seed": 5}):
+        g, sums = given.empty(), nan(given.blocks, 2, given.c)
+        fields = {"x": given.rows(given.x), "bn": given.bn, "bn_pitch": given.c, "relu": True, "out": g, "sums": sums}
+        launch("bn_relu_bwd", config, grad=given.rows(given.dz), **fields, **given.common)
+        results.append((g, sums))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+# Activations that each reads or writes once.
+TRAFFIC = {"bn_stats": 1, "bn_relu": 2, "bn_relu_bwd": 3, "bn_bwd": 4}
+
+
+@pytest.mark.parametrize("name", TRAFFIC)
+@pytest.mark.parametrize("channels", [16, 64, 256])
+def test_traffic(name, channels):
+    """Global sectors of activations at most 1.1 times those that they fill, vectors and sums apart; shared memory without conflicts."""
+    given = Given((channels, 2, 16, 16), torch.bfloat16, blocks=8)
+    fields = {
+        "bn_stats": {"sums": nan(8, 3, channels)},
+        "bn_relu": {"bn": given.bn, "bn_pitch": channels, "relu": True, "out": given.empty()},
+        "bn_relu_bwd": {
+            "bn": given.bn, "bn_pitch": channels, "relu": True, "out": given.empty(), "grad": given.rows(given.dz),
+            "sums": nan(8, 2, channels),
+        },
+        "bn_bwd": {"coeffs": torch.randn(4, channels), "add": given.rows(given.add), "grad": given.rows(given.dz), "out": given.empty()},
+    }[name]  # fmt: skip
+    done = launch(name, x=given.rows(given.x), **fields, **given.common)
+    least = given.pixels * channels * 2 // 32
+    activations = {field: sectors for field, (sectors, _) in done.global_.items() if field in ("x", "grad", "add", "out")}
+    assert len(activations) == TRAFFIC[name]
+    assert sum(activations.values()) <= 1.1 * TRAFFIC[name] * least
+    assert done.shared[0] <= 1.2 * done.shared[1]
