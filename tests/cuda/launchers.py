@@ -42,7 +42,7 @@ class BnCoeffs(ctypes.Structure):
     ]  # fmt: skip
 
 
-OUTPUTS = {"out", "sums", "running_mean", "running_var", "coeffs", "dgamma", "dbeta"}
+# The record of a launcher, and which of its fields it writes.
 RECORDS = {
     "bn_stats": (Elementwise, {"sums"}),
     "bn_relu": (Elementwise, {"out"}),

@@ -121,7 +121,7 @@ def test_bn_finalize_frozen():
 @shapes
 @pytest.mark.parametrize("relu", [True, False])
 def test_bn_relu(shape, dtype, relu):
-    given, out = Given(shape, dtype, 3.0), None
+    given = Given(shape, dtype, 3.0)
     out = given.empty()
     launch("bn_relu", x=given.rows(given.x), bn=given.bn, bn_pitch=given.c, relu=relu, out=out, **given.common)
     assert_as_accurate(
