@@ -56,17 +56,17 @@ struct WideGemm {
         constexpr int W = LANES<A>;
         const int64_t first = parts.begin(first_part), end = parts.begin(end_part);
         if (first == end) return;
-        for (int64_t i = 0; i < larger<int64_t>(1, count); ++i) {
-            if (count) pack_piece(packed, weight + taps[i].weight, lanes, reduction, lane);
+        if (count == 0) clear(tile, round_up(end - first, ROWS) * NV * W);
+        for (int64_t i = 0; i < count; ++i) {
+            pack_piece(packed, weight + taps[i].weight, lanes, reduction, lane);
             Prefetch prefetch;
             if (i + 1 < count)
                 fetch(prefetch, taps[i + 1], lane);
-            else if (more && count)
+            else if (more)
                 fetch(prefetch, taps[0], lane + PANEL<A>);
             prefetch.spread(ceil_div(end - first, ROWS) * (padded(reduction.count) / (PREFETCH_STEPS * PAIR<E>)));
             for (int64_t r = first; r < end; r += ROWS)
-                rows_block<E, NV>(count ? planes + taps[i].plane : planes, pixels.plane + r, segments, count ? segment_count : 0, packed,
-                                  tile + (r - first) * NV * W, i == 0, prefetch);
+                rows_block<E, NV>(planes + taps[i].plane, pixels.plane + r, segments, segment_count, packed, tile + (r - first) * NV * W, i == 0, prefetch);
         }
         for (int64_t part = first_part; part < end_part; ++part)
             for (int64_t at = parts.begin(part); at < parts.begin(part + 1); at += CHUNK)

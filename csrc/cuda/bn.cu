@@ -58,7 +58,8 @@ __global__ void bn_stats_kernel(const T* x, float* stats, int64_t pixels, int ch
         if (count == 0) continue;
         const float offset = own.first[i] / float(count);
         mean[i] = shift[i] + offset;
-        m2[i] = max(own.second[i] - own.first[i] * offset, 0.0f);
+        const float squares = own.second[i] - own.first[i] * offset;
+        m2[i] = squares < 0 ? 0 : squares;
     }
     store_channels(tile, counts);
     store_channels(tile + channels, mean);

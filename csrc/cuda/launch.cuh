@@ -22,7 +22,7 @@ Status on(const Target& target, Body&& body) {
     return status_of(error);
 }
 
-// body.template operator()<T>() with the type of activations.
+// body(T{}) with the type of activations.
 template <class Body>
 auto by_dtype(Dtype dtype, Body&& body) {
     switch (dtype) {

@@ -73,6 +73,19 @@ def test_bn_stats(shape, dtype, offset):
     assert_as_accurate("mean", *(torch.stack((m, v.sqrt())) for m, v in pairs))
 
 
+@dtypes
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_reaches_the_statistics_of_its_channel(value, dtype):
+    given = Given((16, 1, 16, 16), dtype)
+    x, stats, merged, bn = given.rows(given.x).clone(), nan(given.blocks, 3, 16), nan(3, 16), nan(5, 16)
+    x[200, 5] = value
+    launch("bn_stats", x=x, sums=stats, **given.common)
+    launch("bn_merge", tiles=given.blocks, channels=16, stats=stats, bn=merged, bn_pitch=16)
+    launch("bn_finalize", tiles=given.blocks, channels=16, stats=stats, eps=1e-5, bn=bn, bn_pitch=16)
+    for found in (merged[2], bn[1]):
+        assert (~found.isfinite()).nonzero().tolist() == [[5]]
+
+
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("count", [1, 3, 8, 100])
 def test_bn_finalize(count, affine):

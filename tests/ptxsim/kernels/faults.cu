@@ -126,6 +126,12 @@ __global__ void race_between_blocks(const float* in, float* out, unsigned*) {
     out[FAULTY ? threadIdx.x : blockIdx.x * blockDim.x + threadIdx.x] = in[threadIdx.x] + blockIdx.x;  // fault: race_between_blocks
 }
 
+__device__ float sum_of_blocks(const float* written) {
+    float sum = 0;
+    for (int block = 0; block < gridDim.x; ++block) sum += written[block * blockDim.x + threadIdx.x];
+    return sum;
+}
+
 // The last block to arrive adds up what all have written: right only if each has fenced before it takes its ticket.
 template <bool FAULTY>
 __global__ void last_block(const float* in, float* out, unsigned* ticket) {
@@ -139,9 +145,7 @@ __global__ void last_block(const float* in, float* out, unsigned* ticket) {
     }
     __syncthreads();
     if (!last) return;
-    float sum = 0;
-    for (int block = 0; block < gridDim.x; ++block) sum += out[THREADS + block * blockDim.x + threadIdx.x];  // fault: last_block
-    out[threadIdx.x] = sum;
+    out[threadIdx.x] = sum_of_blocks(out + THREADS);  // fault: last_block
 }
 
 // With a fence, but before the other threads of the block are known to have written.
@@ -156,9 +160,7 @@ __global__ void ticket_before_barrier(const float* in, float* out, unsigned* tic
     }
     __syncthreads();
     if (!last) return;
-    float sum = 0;
-    for (int block = 0; block < gridDim.x; ++block) sum += out[THREADS + block * blockDim.x + threadIdx.x];  // fault: ticket_before_barrier
-    out[threadIdx.x] = sum;
+    out[threadIdx.x] = sum_of_blocks(out + THREADS);  // fault: ticket_before_barrier
 }
 
 using Kernel = void (*)(const float*, float*, unsigned*);
