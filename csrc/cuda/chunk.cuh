@@ -13,15 +13,16 @@ using f16 = __half;
 template <class T>
 constexpr int PER_CHUNK = 16 / sizeof(T);
 
-template <class T>
-struct Chunk {
-    float v[PER_CHUNK<T>];
+// Values of N channels of a pixel: a chunk, or where channels do not come in chunks, one.
+template <int N>
+struct Values {
+    float v[N];
 
     __device__ float& operator[](int i) { return v[i]; }
     __device__ float operator[](int i) const { return v[i]; }
-    __device__ void add(const Chunk& other) {
+    __device__ void add(const Values& other) {
 #pragma unroll
-        for (int i = 0; i < PER_CHUNK<T>; ++i) v[i] += other.v[i];
+        for (int i = 0; i < N; ++i) v[i] += other.v[i];
     }
 };
 
@@ -61,9 +62,13 @@ __device__ inline float relu(float v) {
 
 }  // namespace detail
 
+__device__ inline float widened(float v) { return v; }
+__device__ inline float widened(bf16 v) { return __bfloat162float(v); }
+__device__ inline float widened(f16 v) { return __half2float(v); }
+
 template <class T>
-__device__ inline Chunk<T> unpacked(uint4 raw) {
-    Chunk<T> chunk;
+__device__ inline Values<PER_CHUNK<T>> unpacked(uint4 raw) {
+    Values<PER_CHUNK<T>> chunk;
     const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -79,7 +84,7 @@ __device__ inline Chunk<T> unpacked(uint4 raw) {
 
 // RELU: of what is stored.
 template <bool RELU, class T>
-__device__ inline uint4 packed(const Chunk<T>& chunk) {
+__device__ inline uint4 packed(const Values<PER_CHUNK<T>>& chunk) {
     uint32_t words[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -91,38 +96,46 @@ __device__ inline uint4 packed(const Chunk<T>& chunk) {
     return {words[0], words[1], words[2], words[3]};
 }
 
-template <class T>
-__device__ inline Chunk<T> load(const T* p) {
-    return unpacked<T>(*reinterpret_cast<const uint4*>(p));
+template <int N, class T>
+__device__ inline Values<N> load(const T* p) {
+    if constexpr (N == 1)
+        return {widened(*p)};
+    else
+        return unpacked<T>(*reinterpret_cast<const uint4*>(p));
 }
 
-template <bool RELU = false, class T>
-__device__ inline void store(T* p, const Chunk<T>& chunk) {
-    *reinterpret_cast<uint4*>(p) = packed<RELU>(chunk);
+template <bool RELU = false, int N, class T>
+__device__ inline void store(T* p, const Values<N>& values) {
+    if constexpr (N == 1)
+        *p = T(RELU ? detail::relu(values[0]) : values[0]);
+    else
+        *reinterpret_cast<uint4*>(p) = packed<RELU, T>(values);
 }
 
-// As T stores it.
-template <class T>
-__device__ inline Chunk<T> rounded(const Chunk<T>& chunk) {
-    return unpacked<T>(packed<false>(chunk));
-}
-
-// Of a vector of float32, from this chunk's first channel on; without one, `otherwise`.
-template <class T>
-__device__ inline Chunk<T> channels(const float* vector, float otherwise = 0) {
-    Chunk<T> chunk;
+// Of a vector of float32, from these channels' first on.
+template <int N>
+__device__ inline Values<N> channels(const float* vector) {
+    Values<N> values;
+    if constexpr (N == 1) {
+        values[0] = *vector;
+    } else {
 #pragma unroll
-    for (int i = 0; i < PER_CHUNK<T>; i += 4) {
-        const float4 four = vector ? *reinterpret_cast<const float4*>(vector + i) : float4{otherwise, otherwise, otherwise, otherwise};
-        chunk[i] = four.x, chunk[i + 1] = four.y, chunk[i + 2] = four.z, chunk[i + 3] = four.w;
+        for (int i = 0; i < N; i += 4) {
+            const float4 four = *reinterpret_cast<const float4*>(vector + i);
+            values[i] = four.x, values[i + 1] = four.y, values[i + 2] = four.z, values[i + 3] = four.w;
+        }
     }
-    return chunk;
+    return values;
 }
 
-template <class T>
-__device__ inline void store_channels(float* vector, const Chunk<T>& chunk) {
+template <int N>
+__device__ inline void store_channels(float* vector, const Values<N>& values) {
+    if constexpr (N == 1) {
+        *vector = values[0];
+    } else {
 #pragma unroll
-    for (int i = 0; i < PER_CHUNK<T>; i += 4) *reinterpret_cast<float4*>(vector + i) = {chunk[i], chunk[i + 1], chunk[i + 2], chunk[i + 3]};
+        for (int i = 0; i < N; i += 4) *reinterpret_cast<float4*>(vector + i) = {values[i], values[i + 1], values[i + 2], values[i + 3]};
+    }
 }
 
 }  // namespace fused_preact::cuda

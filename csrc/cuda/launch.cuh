@@ -2,6 +2,9 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <atomic>
+#include <type_traits>
+
 #include "chunk.cuh"
 #include "records.h"
 
@@ -22,25 +25,40 @@ Status on(const Target& target, Body&& body) {
     return status_of(error);
 }
 
-// body(T{}) with the type of activations.
+// body(T{}, N) with the type of activations and how many channels a thread takes at once.
 template <class Body>
-auto by_dtype(Dtype dtype, Body&& body) {
-    switch (dtype) {
-        case Dtype::float32:
-            return body(float{});
-        case Dtype::bfloat16:
-            return body(bf16{});
-        default:
-            return body(f16{});
+void by_dtype(Dtype dtype, int channels, Body&& body) {
+    auto of = [&](auto t) {
+        constexpr int CHUNK = PER_CHUNK<decltype(t)>;
+        if (channels % CHUNK == 0)
+            body(t, std::integral_constant<int, CHUNK>{});
+        else
+            body(t, std::integral_constant<int, 1>{});
+    };
+    if (dtype == Dtype::float32)
+        of(float{});
+    else if (dtype == Dtype::bfloat16)
+        of(bf16{});
+    else
+        of(f16{});
+}
+
+// A kernel's limit of dynamic shared memory, raised once on each device to all that the device has.
+class SharedMemoryLimit {
+  public:
+    template <class Kernel>
+    Status raise(Kernel* kernel, int device) {
+        const uint64_t own = uint64_t(1) << (device % 64);
+        if (raised_ & own) return {};
+        int most = 0;
+        cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+        if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+        if (error == cudaSuccess) raised_ |= own;
+        return status_of(error);
     }
-}
 
-template <class T>
-dim3 blocks_of(const Elementwise& args) {
-    const int chunks = args.channels / PER_CHUNK<T>;
-    return dim3((chunks + args.grid.columns - 1) / args.grid.columns, args.grid.blocks);
-}
-
-inline int threads_of(const Grid& grid) { return grid.columns * grid.rows; }
+  private:
+    std::atomic<uint64_t> raised_{0};
+};
 
 }  // namespace fused_preact::cuda

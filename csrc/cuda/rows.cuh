@@ -1,5 +1,7 @@
 // How a block goes over an activation: each thread keeps its channels and walks down the pixels, so vectors of channels stay in registers.
 #pragma once
+#include <type_traits>
+
 #include "chunk.cuh"
 
 namespace fused_preact::cuda {
@@ -10,20 +12,21 @@ struct Rows {
     int64_t begin, end;     // the block's pixels
     bool inside;            // whether the thread has channels
 
-    template <class T>
+    // N: channels of a thread.
+    template <int N>
     static __device__ Rows of(int64_t pixels, int channels, int columns) {
         Rows r;
         r.column = threadIdx.x % columns;
         r.row = threadIdx.x / columns;
         r.rows = blockDim.x / columns;
-        r.channel = (blockIdx.x * columns + r.column) * PER_CHUNK<T>;
+        r.channel = (blockIdx.x * columns + r.column) * N;
         r.begin = pixels * blockIdx.y / gridDim.y;
         r.end = pixels * (blockIdx.y + 1) / gridDim.y;
         r.inside = r.channel < channels;
         return r;
     }
 
-    // body(offset of the thread's chunk) for its pixels but the first `done`; loads of several pixels are on their way at once.
+    // body(offset of the thread's channels) for its pixels but the first `done`; loads of several pixels are on their way at once.
     template <class Body>
     __device__ void each(int channels, Body&& body, int done = 0) const {
         if (!inside) return;
@@ -34,22 +37,25 @@ struct Rows {
     }
 };
 
-// A value of a thread in shared memory, in pieces of 16 bytes that lie side by side with those of its neighbours.
+// A value of a thread in shared memory, in pieces of up to 16 bytes that lie side by side with those of its neighbours.
 template <class Value>
 struct Slots {
-    static constexpr int PIECES = sizeof(Value) / sizeof(uint4);
-    static_assert(sizeof(Value) % sizeof(uint4) == 0);
-    uint4* memory;
+    using Piece = std::conditional_t<sizeof(Value) % sizeof(uint4) == 0, uint4, uint32_t>;
+    static constexpr int PIECES = sizeof(Value) / sizeof(Piece);
+    static_assert(sizeof(Value) % sizeof(Piece) == 0);
+    Piece* memory;
     int count;
 
+    __device__ Slots(void* memory, int count) : memory(static_cast<Piece*>(memory)), count(count) {}
+
     __device__ void put(int slot, const Value& value) const {
-        uint4 pieces[PIECES];
+        Piece pieces[PIECES];
         memcpy(pieces, &value, sizeof value);
 #pragma unroll
         for (int i = 0; i < PIECES; ++i) memory[i * count + slot] = pieces[i];
     }
     __device__ Value get(int slot) const {
-        uint4 pieces[PIECES];
+        Piece pieces[PIECES];
 #pragma unroll
         for (int i = 0; i < PIECES; ++i) pieces[i] = memory[i * count + slot];
         Value value;
@@ -68,6 +74,16 @@ __device__ inline void add_rows(const Rows& r, int columns, Value& own, const Sl
         __syncthreads();
         if (r.row < half && r.row + half < r.rows) own.add(slots.get(r.row * columns + r.column));
         __syncthreads();
+    }
+}
+
+// The block's tile, VECTORS rows of channels, and zeros for those of `tiles` that no block has.
+template <int VECTORS, int N>
+__device__ inline void store_tile(float* all, int tiles, int channels, int channel, const Values<N> (&own)[VECTORS]) {
+    for (int tile = blockIdx.y; tile < tiles; tile += gridDim.y) {
+        float* at = all + int64_t(tile) * VECTORS * channels + channel;
+#pragma unroll
+        for (int i = 0; i < VECTORS; ++i) store_channels(at + int64_t(i) * channels, tile == blockIdx.y ? own[i] : Values<N>{});
     }
 }
 

@@ -1,6 +1,7 @@
 // The launchers of csrc/cuda, for the simulator.
 #include "../../csrc/cuda/bn.cu"
 #include "../../csrc/cuda/bn_vectors.cu"
+#include "../../csrc/cuda/bn_relu_conv2d_fwd.cu"
 
 using namespace fused_preact::cuda;
 
@@ -13,6 +14,7 @@ LAUNCHER(bn_stats, Elementwise)
 LAUNCHER(bn_relu, Elementwise)
 LAUNCHER(bn_relu_bwd, Elementwise)
 LAUNCHER(bn_bwd, Elementwise)
+LAUNCHER(bn_relu_conv2d_fwd, BnReluConv2dFwd)
 LAUNCHER(bn_merge, BnFinalize)
 LAUNCHER(bn_finalize, BnFinalize)
 LAUNCHER(bn_coeffs, BnCoeffs)

@@ -23,7 +23,19 @@ class Elementwise(ctypes.Structure):
     _fields_ = [
         ("target", Target), ("grid", Grid), ("dtype", c_int32), ("pixels", c_int64), ("channels", c_int32), ("relu", c_bool),
         ("x", c_void_p), ("bn", c_void_p), ("bn_pitch", c_int64), ("grad", c_void_p), ("coeffs", c_void_p), ("add", c_void_p),
-        ("out", c_void_p), ("sums", c_void_p),
+        ("out", c_void_p), ("sums", c_void_p), ("tiles", c_int32),
+    ]  # fmt: skip
+
+
+class ConvTile(ctypes.Structure):
+    _fields_ = [(name, c_int32) for name in ("pixels", "slab", "out", "blocks", "shared")]
+
+
+class BnReluConv2dFwd(ctypes.Structure):
+    _fields_ = [
+        ("target", Target), ("tile", ConvTile), ("dtype", c_int32), ("pixels", c_int64), ("c", c_int32), ("k", c_int32), ("relu", c_bool),
+        ("x", c_void_p), ("bn", c_void_p), ("bn_pitch", c_int64), ("weight", c_void_p), ("bias", c_void_p), ("residual", c_void_p),
+        ("y", c_void_p), ("stats", c_void_p), ("stats_tiles", c_int32),
     ]  # fmt: skip
 
 
@@ -48,6 +60,7 @@ RECORDS = {
     "bn_relu": (Elementwise, {"out"}),
     "bn_relu_bwd": (Elementwise, {"out", "sums"}),
     "bn_bwd": (Elementwise, {"out"}),
+    "bn_relu_conv2d_fwd": (BnReluConv2dFwd, {"y", "stats"}),
     "bn_merge": (BnFinalize, {"bn"}),
     "bn_finalize": (BnFinalize, {"bn", "running_mean", "running_var"}),
     "bn_coeffs": (BnCoeffs, {"coeffs", "dgamma", "dbeta"}),

@@ -131,7 +131,9 @@ std::unique_ptr<Kernel> kernel(const std::string& head, const std::string& body,
             decoder.symbol(declared.name, declared.place(k->local_bytes));
         }
     }
-    for (const Declaration& declared : shared.fixed) decoder.symbol(declared.name, SHARED_BASE + declared.place(k->shared_bytes));
+    // Of what the module declares, a kernel has what it names.
+    for (const Declaration& declared : shared.fixed)
+        if (body.find(declared.name) != std::string::npos) decoder.symbol(declared.name, SHARED_BASE + declared.place(k->shared_bytes));
     k->dynamic_shared = !shared.dynamic.empty();
     for (const Declaration& declared : shared.dynamic) decoder.symbol(declared.name, SHARED_BASE + dynamic_shared_offset(*k));
     for (const std::string& s : all) {

@@ -1,0 +1,74 @@
+// What becomes of x between its arrival in registers and the tensor cores: z = relu(bn(x)), rounded once.
+#pragma once
+#include "loader.cuh"
+#include "norm.cuh"
+
+namespace fused_preact::cuda {
+
+// scale and shift of all channels, in shared memory: by chunks, of a chunk first 4 channels of all and then the other 4.
+template <class T, class S>
+struct NormVectors {
+    float4* memory;
+    int chunks;  // in all slabs
+
+    __device__ NormVectors(void* memory, int slabs) : memory(static_cast<float4*>(memory)), chunks(slabs * S::In::CHUNKS) {}
+
+    __device__ void fill(const float* bn, int64_t pitch, int channels) const {
+        for (int chunk = threadIdx.x; chunk < channels / 8; chunk += S::THREADS) {
+            const Norm<T, 8> norm(bn + 8 * chunk, pitch);
+            put(chunk, 0, norm.scale);
+            put(chunk, 2, norm.shift);
+        }
+    }
+    __device__ void get(int chunk, Values<8>& scale, Values<8>& shift) const {
+        scale = get(chunk, 0);
+        shift = get(chunk, 2);
+    }
+
+  private:
+    __device__ void put(int chunk, int row, const Values<8>& v) const {
+        memory[row * chunks + chunk] = {v[0], v[1], v[2], v[3]};
+        memory[(row + 1) * chunks + chunk] = {v[4], v[5], v[6], v[7]};
+    }
+    __device__ Values<8> get(int chunk, int row) const {
+        const float4 low = memory[row * chunks + chunk], high = memory[(row + 1) * chunks + chunk];
+        return {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+    }
+};
+
+// The loaded chunks into a slab in shared memory, each through `each`; zeros where x has no channels.
+template <class T, class S, class Each>
+__device__ inline void store_slab(char* slab, const PixelLoader<T, S>& loader, bool inside, Each&& each) {
+    using Thread = typename PixelLoader<T, S>::Thread;
+    char* const to = slab + S::In::at(loader.thread.row, loader.thread.chunk);
+    auto put = [&](int i, uint4 chunk) { *reinterpret_cast<uint4*>(to + i * Thread::STEP * S::In::BYTES) = chunk; };
+    if (inside) {
+#pragma unroll
+        for (int i = 0; i < Thread::COUNT; ++i) put(i, each(loader.chunks[i]));
+    } else {
+#pragma unroll
+        for (int i = 0; i < Thread::COUNT; ++i) put(i, uint4{});
+    }
+}
+
+enum class Prologue { none, norm, norm_relu };
+
+template <class T, class S>
+__device__ inline void apply_prologue(Prologue prologue, char* to, const PixelLoader<T, S>& loader, int slab, const NormVectors<T, S>& vectors) {
+    const bool inside = loader.inside(slab);
+    if (prologue == Prologue::none) return store_slab(to, loader, inside, [](uint4 chunk) { return chunk; });
+    Values<8> scale, shift;
+    if (inside) vectors.get(slab * S::In::CHUNKS + loader.thread.chunk, scale, shift);
+    auto normed = [&](uint4 raw) {
+        Values<8> chunk = unpacked<T>(raw);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) chunk[i] = fmaf(chunk[i], scale[i], shift[i]);
+        return chunk;
+    };
+    if (prologue == Prologue::norm)
+        store_slab(to, loader, inside, [&](uint4 chunk) { return packed<false, T>(normed(chunk)); });
+    else
+        store_slab(to, loader, inside, [&](uint4 chunk) { return packed<true, T>(normed(chunk)); });
+}
+
+}  // namespace fused_preact::cuda
