@@ -11,16 +11,14 @@ namespace {
 template <class T, class S>
 __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_fwd_kernel(const __grid_constant__ BnReluConv2dFwd args) {
     extern __shared__ uint4 memory[];
-    const int slabs = (args.c + S::SLAB - 1) / S::SLAB, buffers = slabs > 1 ? 2 : 1, first = blockIdx.y * S::OUT;
-    const int64_t tiles = (args.pixels + S::PIXELS - 1) / S::PIXELS;
+    char* const inputs = reinterpret_cast<char*>(memory);
+    char *const weights = inputs + S::WEIGHTS_AT, *const staged = inputs + S::OUT_AT;
+    float* const sums = reinterpret_cast<float*>(inputs + S::SUMS_AT);
+    const int slabs = S::MANY ? (args.c + S::SLAB - 1) / S::SLAB : 1, first = blockIdx.y * S::OUT;
+    const NormVectors<T, S> vectors(inputs + S::VECTORS_AT, slabs);
+    const int tiles = int((args.pixels + S::PIXELS - 1) / S::PIXELS);
     const bool inside = first + threadIdx.x % S::Out::CHUNKS * 8 < args.k;
     const Prologue prologue = !args.bn ? Prologue::none : args.relu ? Prologue::norm_relu : Prologue::norm;
-
-    const NormVectors<T, S> vectors(memory, slabs);
-    char* const inputs = reinterpret_cast<char*>(memory) + slabs * S::SLAB * 8;
-    char* const weights = inputs + buffers * S::IN_BYTES;
-    char* const staged = weights + buffers * S::WEIGHT_BYTES;
-    float* const sums = reinterpret_cast<float*>(staged + S::OUT_BYTES);
 
     PixelLoader<T, S> loader(args.x, args.pixels, args.c);
     loader.start(blockIdx.x, 0);
@@ -30,21 +28,21 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_fwd_ke
 
     Statistics<T, S> statistics;
     int turn = 0;
-    for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        const int pixels = int(min(args.pixels - tile * S::PIXELS, int64_t(S::PIXELS)));
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        const int pixels = int(min(args.pixels - int64_t(tile) * S::PIXELS, int64_t(S::PIXELS)));
         Accumulators<S> accumulators;
         start_sums<S>(accumulators, args.bias, first, args.k);
         for (int slab = 0; slab < slabs; ++slab) {
             char *const input = inputs + turn * S::IN_BYTES, *const weight = weights + turn * S::WEIGHT_BYTES;
             const int next = slab + 1 < slabs ? slab + 1 : 0;
-            turn = (turn + 1) % buffers;
+            if (S::MANY) turn ^= 1;
             apply_prologue(prologue, input, loader, slab, vectors);
             wait_for_copies();
             __syncthreads();
             if (slab == 0 && args.residual) copy_output_like<T, S>(staged, args.residual, tile, args.pixels, first, args.k);
-            if (next || tile + gridDim.x < tiles) {
+            if (next || tile + int(gridDim.x) < tiles) {
                 loader.start(next ? tile : tile + gridDim.x, next);
-                if (slabs > 1) copy_weights<T, S>(weights + turn * S::WEIGHT_BYTES, args.weight, first, args.k, next, args.c);
+                if (S::MANY) copy_weights<T, S>(weights + turn * S::WEIGHT_BYTES, args.weight, first, args.k, next, args.c);
             }
             multiply_slab<T, S>(accumulators, input, weight);
         }
@@ -64,22 +62,23 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_fwd_ke
 
 // Of the shapes of fused_preact/backends/cuda/tiles.py, the one of this tile.
 template <class Body>
-bool with_shape(const ConvTile& tile, Body&& body) {
+bool with_shape(const ConvTile& tile, int channels, Body&& body) {
     auto is = [&](auto shape) {
         using S = decltype(shape);
-        const bool same = tile.pixels == S::PIXELS && tile.slab == S::SLAB && tile.out == S::OUT;
+        const bool same = tile.pixels == S::PIXELS && tile.slab == S::SLAB && tile.out == S::OUT && channels > S::SLAB == S::MANY;
         if (same) body(shape);
         return same;
     };
-    return is(ConvShape<128, 16, 16, 4, 1, 4>{}) || is(ConvShape<128, 32, 16, 4, 1, 4>{}) || is(ConvShape<128, 64, 16, 4, 1, 4>{}) ||
-           is(ConvShape<128, 16, 32, 4, 1, 4>{}) || is(ConvShape<128, 32, 32, 4, 1, 4>{}) || is(ConvShape<128, 64, 32, 4, 1, 3>{}) ||
-           is(ConvShape<128, 16, 64, 4, 1, 3>{}) || is(ConvShape<128, 32, 64, 4, 1, 3>{}) || is(ConvShape<64, 64, 64, 2, 2, 3>{}) ||
-           is(ConvShape<128, 64, 128, 2, 4, 2>{});
+    return is(ConvShape<128, 16, 16, false, 4, 1, 4>{}) || is(ConvShape<128, 32, 16, false, 4, 1, 4>{}) || is(ConvShape<128, 64, 16, false, 4, 1, 4>{}) ||
+           is(ConvShape<128, 64, 16, true, 4, 1, 4>{}) || is(ConvShape<128, 16, 32, false, 4, 1, 4>{}) || is(ConvShape<128, 32, 32, false, 4, 1, 4>{}) ||
+           is(ConvShape<128, 64, 32, false, 4, 1, 3>{}) || is(ConvShape<128, 64, 32, true, 4, 1, 3>{}) || is(ConvShape<128, 16, 64, false, 4, 1, 3>{}) ||
+           is(ConvShape<128, 32, 64, false, 4, 1, 3>{}) || is(ConvShape<64, 64, 64, false, 2, 2, 3>{}) || is(ConvShape<64, 64, 64, true, 2, 2, 3>{}) ||
+           is(ConvShape<128, 32, 128, false, 2, 4, 2>{}) || is(ConvShape<64, 64, 128, false, 2, 2, 3>{}) || is(ConvShape<64, 64, 128, true, 2, 2, 2>{});
 }
 
 template <class T>
 void launch(const BnReluConv2dFwd& args, cudaStream_t stream, Status& status) {
-    const bool known = with_shape(args.tile, [&](auto shape) {
+    const bool known = with_shape(args.tile, args.c, [&](auto shape) {
         using S = decltype(shape);
         if (args.tile.shared != S::bytes(args.c)) {
             status.error = "the tile's shared memory is not what the kernel takes";

@@ -48,7 +48,7 @@ __device__ inline void each_output(int pixels, bool inside, Body&& body) {
 #pragma unroll
         for (int i = 0; i < Thread::COUNT; ++i) body(at + i * Thread::STEP * S::Out::BYTES, i);
     } else {
-#pragma unroll
+#pragma unroll 1
         for (int i = 0; i < Thread::COUNT; ++i)
             if (thread.row + i * Thread::STEP < pixels) body(at + i * Thread::STEP * S::Out::BYTES, i);
     }
@@ -60,7 +60,7 @@ __device__ inline void store_output(void* y, const char* staged, int64_t tile, i
     const Thread thread;
     const int channel = first + 8 * thread.chunk;
     T* const to = static_cast<T*>(y) + (tile * S::PIXELS + thread.row) * k + channel;
-    const int64_t step = int64_t(Thread::STEP) * k;
+    const int step = Thread::STEP * k;
     each_output<S>(pixels, channel < k, [&](int at, int i) { *reinterpret_cast<uint4*>(to + i * step) = *reinterpret_cast<const uint4*>(staged + at); });
 }
 

@@ -25,7 +25,7 @@ struct PixelLoader {
         if (!inside(slab)) return;
         const int64_t first = tile * S::PIXELS;
         const T* from = x + (first + thread.row) * channels + slab * S::SLAB + 8 * thread.chunk;
-        const int64_t step = int64_t(Thread::STEP) * channels;
+        const int step = Thread::STEP * channels;
         if (first + S::PIXELS <= pixels) {
 #pragma unroll
             for (int i = 0; i < Thread::COUNT; ++i) chunks[i] = *reinterpret_cast<const uint4*>(from + i * step);
@@ -61,11 +61,12 @@ __device__ inline void copy_output_like(char* to, const void* from, int64_t tile
     const int64_t pixel = tile * S::PIXELS + thread.row;
     const T* const base = static_cast<const T*>(from);
     const int left = channel < k ? int(min(pixels - pixel, int64_t(S::PIXELS))) : 0;
-    const int64_t at = pixel * k + channel, step = int64_t(thread.STEP) * k;
+    const T* own = base + pixel * k + channel;
 #pragma unroll
     for (int i = 0; i < thread.COUNT; ++i) {
         const bool inside = i * thread.STEP < left;
-        copy_async(to + S::Out::at(thread.row, thread.chunk) + i * thread.STEP * S::Out::BYTES, base + (inside ? at + i * step : 0), inside);
+        copy_async(to + S::Out::at(thread.row, thread.chunk) + i * thread.STEP * S::Out::BYTES, inside ? own : base, inside);
+        own += thread.STEP * k;
     }
 }
 
