@@ -22,10 +22,10 @@ LAYERS = (
     ("ops",),
     ("backends",),
     ("_text", "_files"),
-    ("_cpu",),
+    ("_cpu", "_cuda"),
 )
 # Built from csrc.
-NATIVE = {"_cpu"}
+NATIVE = {"_cpu", "_cuda"}
 HEIGHT = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(ROOT.rglob("*.py"))
 

@@ -76,9 +76,11 @@ __global__ void bn_finalize_kernel(const BnFinalize args) {
     bn[2 * args.bn_pitch] = args.gamma ? invstd * args.gamma[c] : invstd;
     bn[3 * args.bn_pitch] = args.beta ? args.beta[c] : 0;
     bn[4 * args.bn_pitch] = args.frozen ? 0 : float(1 / n);
+    if (c == 0 && args.num_batches_tracked && !args.cumulative) *args.num_batches_tracked += 1;
     if (args.running_mean) {
-        args.running_mean[c] += args.momentum * (mean - args.running_mean[c]);
-        args.running_var[c] += args.momentum * (float(all.m2 / fmax(n - 1, 1.0)) - args.running_var[c]);
+        const float weight = args.cumulative ? 1 / float(*args.num_batches_tracked) : args.momentum;
+        args.running_mean[c] += weight * (mean - args.running_mean[c]);
+        args.running_var[c] += weight * (float(all.m2 / fmax(n - 1, 1.0)) - args.running_var[c]);
     }
 }
 

@@ -22,23 +22,24 @@ struct Grid {
     int columns, rows, blocks;
 };
 
-// Per-channel vectors and sums are float32; all memory starts at multiples of 16 bytes. bn: (mean, invstd, scale, beta, 1/M), coeffs: (a, b, mean, c), rows `pitch` apart.
+// Per-channel vectors and sums are float32; all memory starts at multiples of 16 bytes. bn: (mean, invstd, scale, beta, 1/M), coeffs:
+// (a, b, mean, c), rows `pitch` apart.
 struct Elementwise {
     Target target;
     Grid grid;
     Dtype dtype;
-    int64_t pixels;
-    int channels;
-    bool relu;
-    const void* x;
-    const float* bn;
-    int64_t bn_pitch;
-    const void* grad;
-    const float* coeffs;
-    const void* add;  // or null
-    void* out;        // may be grad
-    float* sums;      // [tiles, 3, channels], of a gradient [tiles, 2, channels]; a tile for each block, zeros in others
-    int tiles;
+    int64_t pixels = 0;
+    int channels = 0;
+    bool relu = false;
+    const void* x = nullptr;
+    const float* bn = nullptr;
+    int64_t bn_pitch = 0;
+    const void* grad = nullptr;
+    const float* coeffs = nullptr;
+    const void* add = nullptr;  // or null
+    void* out = nullptr;        // may be grad
+    float* sums = nullptr;      // [tiles, 3, channels], of a gradient [tiles, 2, channels]; a tile for each block, zeros in others
+    int tiles = 0;
 };
 
 // What a block of a convolution computes at a time, `pixels` x `out` channels from `slab` input channels; how many blocks share out the
@@ -52,37 +53,39 @@ struct BnReluConv2dFwd {
     Target target;
     ConvTile tile;
     Dtype dtype;  // 16 bits
-    int64_t pixels;
-    int c, k;  // multiples of 8
-    bool relu;
-    const void* x;
-    const float* bn;  // or null
-    int64_t bn_pitch;
-    const void* weight;
-    const float* bias;     // or null
-    const void* residual;  // or null
-    void* y;
-    float* stats;  // [stats_tiles, 3, k], or null; a tile for each block, zeros in others
-    int stats_tiles;
+    int64_t pixels = 0;
+    int c = 0, k = 0;  // multiples of 8
+    bool relu = false;
+    const void* x = nullptr;
+    const float* bn = nullptr;  // or null
+    int64_t bn_pitch = 0;
+    const void* weight = nullptr;
+    const float* bias = nullptr;     // or null
+    const void* residual = nullptr;  // or null
+    void* y = nullptr;
+    float* stats = nullptr;  // [stats_tiles, 3, k], or null; a tile for each block, zeros in others
+    int stats_tiles = 0;
 };
 
 struct BnFinalize {
     Target target;
-    int tiles, channels;
-    const float *stats, *gamma, *beta;  // gamma, beta: or null
-    float *running_mean, *running_var;  // or null
-    float momentum, eps;
-    bool frozen;
-    float* bn;
-    int64_t bn_pitch;
+    int tiles = 0, channels = 0;
+    const float *stats = nullptr, *gamma = nullptr, *beta = nullptr;  // gamma, beta: or null
+    float *running_mean = nullptr, *running_var = nullptr;            // or null
+    int64_t* num_batches_tracked = nullptr;  // or null; counted here, unless the average is cumulative: then this batch is counted
+    bool cumulative = false;
+    float momentum = 0, eps = 0;
+    bool frozen = false;
+    float* bn = nullptr;
+    int64_t bn_pitch = 0;
 };
 
 struct BnCoeffs {
     Target target;
-    int tiles, channels;
-    const float *sums, *bn;
-    int64_t bn_pitch;
-    float *coeffs, *dgamma, *dbeta;
+    int tiles = 0, channels = 0;
+    const float *sums = nullptr, *bn = nullptr;
+    int64_t bn_pitch = 0;
+    float *coeffs = nullptr, *dgamma = nullptr, *dbeta = nullptr;
 };
 
 }  // namespace fused_preact::cuda

@@ -19,8 +19,9 @@ from fused_preact.backends.records import Case, Unit
 
 NAMES = ("cuda", "triton", "cpu", "eager")
 
-# Static, so that the same program gives the same bits; the first backend that takes a case runs it.
-PREFERENCE = {"cuda": ("cuda", "triton", "eager"), "cpu": ("cpu", "eager")}
+# Static, so that the same program gives the same bits; the first backend that takes a case runs it. triton before cuda, which has no fused
+# convolution but 1x1 forward yet.
+PREFERENCE = {"cuda": ("triton", "cuda", "eager"), "cpu": ("cpu", "eager")}
 
 _registered: dict[str, Any] = {}
 _insisted = ""

@@ -1,4 +1,4 @@
-"""Compiles the simulator, and CUDA sources to libraries that run in it.
+"""Compiles the simulator, and CUDA sources to libraries that run in it: csrc/cuda, and the kernels of its own tests.
 
 They are linked with the simulator in place of libcudart, and keep their PTX. Symbols have a version of their own, so that a process may
 have CUDA's runtime loaded too.
@@ -10,7 +10,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
+
+import pybind11
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -34,18 +37,33 @@ def missing() -> str | None:
 
 
 def ninja_file() -> str:
-    sources, kernels = sorted(HERE.glob("*.cpp")), sorted([*(HERE / "kernels").glob("*.cu"), *(HERE.parent / "cuda").glob("*.cu")])
-    cuda = f"{nvcc()} {shlex.join(NVCC)} -shared -cudart none -Xlinker -rpath={BUILD} -L{BUILD} -lptxsim"
+    sources, kernels, package = sorted(HERE.glob("*.cpp")), sorted((HERE / "kernels").glob("*.cu")), ROOT / "csrc" / "cuda"
+    cuda, link = f"{nvcc()} {shlex.join(NVCC)}", f"-shared -cudart none -Xlinker -rpath={BUILD} -L{BUILD} -lptxsim"
+    host = f"g++ {shlex.join(CXX)}"
+    binding = f"{host} -fvisibility=hidden -I{sysconfig.get_path('include')} -I{pybind11.get_include()} '-DFUSED_PREACT_CUDA_ARCHS=\"8.0+PTX\"'"
+    objects = [f"{BUILD}/{source.stem}.o" for source in sources]
+    parts = [f"{BUILD}/_cuda/{source.stem}.o" for source in sorted(package.glob("*.cu"))]
     lines = [
         f"builddir = {BUILD}",
-        f"rule compile\n  command = g++ {shlex.join(CXX)} -MMD -MF $out.d -c $in -o $out\n  deps = gcc\n  depfile = $out.d",
-        f"rule link\n  command = g++ -shared -Wl,-soname,{LIBRARY.name} -Wl,--version-script={HERE}/exports.map $in -o $out",
-        f"rule cuda\n  command = {cuda} -MD -MF $out.d $in -o $out\n  deps = gcc\n  depfile = $out.d",
+        *_compiling("compile", host),
+        *_compiling("binding", binding),
+        *_compiling("cuda", cuda),
+        f"rule simulator\n  command = g++ -shared -Wl,-soname,{LIBRARY.name} -Wl,--version-script={HERE}/exports.map $in -o $out",
+        f"rule library\n  command = {cuda} $in {link} -o $out",
     ]
     lines += [f"build {BUILD}/{source.stem}.o: compile {source}" for source in sources]
-    lines += [f"build {LIBRARY}: link {' '.join(f'{BUILD}/{source.stem}.o' for source in sources)} | {HERE}/exports.map"]
-    lines += [f"build {BUILD}/lib{kernel.stem}.so: cuda {kernel} | {LIBRARY}" for kernel in kernels]
+    lines += [f"build {LIBRARY}: simulator {' '.join(objects)} | {HERE}/exports.map"]
+    lines += [f"build {BUILD}/{kernel.stem}.kernel.o: cuda {kernel}" for kernel in kernels]
+    lines += [f"build {BUILD}/lib{kernel.stem}.so: library {BUILD}/{kernel.stem}.kernel.o | {LIBRARY}" for kernel in kernels]
+    # The package's own, as fused_preact/backends/cuda/environment.py looks for it.
+    lines += [f"build {BUILD}/_cuda/{source.stem}.o: cuda {source}" for source in sorted(package.glob("*.cu"))]
+    lines += [f"build {BUILD}/_cuda/binding.o: binding {package}/binding.cpp"]
+    lines += [f"build {BUILD}/_cuda.so: library {BUILD}/_cuda/binding.o {' '.join(parts)} | {LIBRARY}"]
     return "\n".join([*lines, ""])
+
+
+def _compiling(rule: str, command: str) -> list[str]:
+    return [f"rule {rule}", f"  command = {command} -MMD -MF $out.d -c $in -o $out", "  deps = gcc", "  depfile = $out.d"]
 
 
 def build() -> None:
@@ -57,3 +75,9 @@ def build() -> None:
         done = subprocess.run([sys.executable, "-m", "ninja", "-f", BUILD / "build.ninja"], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"the simulator did not compile:\n{done.stdout}{done.stderr}")
+
+
+if __name__ == "__main__":
+    if reason := missing():
+        sys.exit(reason)
+    build()

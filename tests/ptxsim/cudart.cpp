@@ -245,7 +245,10 @@ const char* cudaGetErrorString(int error) {
 // Memory that kernels may touch from now on.
 void ptxsim_region(const void* data, size_t bytes, const char* name, int writable) { runtime().regions.add(data, bytes, name, writable != 0); }
 
-// Forgets regions, launches and what was reported.
+// Kernels may touch no memory any longer.
+void ptxsim_forget_memory() { runtime().regions.clear(); }
+
+// Forgets memory, launches and what was reported.
 void ptxsim_clear() {
     runtime().regions.clear();
     runtime().launches.clear();

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from fused_preact.backends.layout import empty_wide, tiles
+from fused_preact.backends.memory import Output, nhwc, rows, vector
 from fused_preact.backends.triton.kernels import bn as kernels
 from fused_preact.backends.triton.kernels.common import tl
-from fused_preact.backends.triton.launch import Output, Plan, nhwc, rows, vector
+from fused_preact.backends.triton.launch import Plan
 from fused_preact.backends.triton.tiles import bn_tile, channel_tile
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}

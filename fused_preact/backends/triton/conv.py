@@ -6,17 +6,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fused_preact.backends import eager
+from fused_preact.backends import eager, library
 from fused_preact.backends.layout import conv_out_shape, empty_wide, stored, tiles
+from fused_preact.backends.memory import Output, nhwc, rows, vector
 from fused_preact.backends.records import Pair
-from fused_preact.backends.triton import environment, library, tuning
+from fused_preact.backends.triton import bn as norm
+from fused_preact.backends.triton import environment, tuning
 from fused_preact.backends.triton.bn import TYPES, bn_bwd
 from fused_preact.backends.triton.kernels.bn_relu_conv2d_bwd import bn_relu_conv2d_bwd_kernel
 from fused_preact.backends.triton.kernels.bn_relu_conv2d_dgrad import bn_relu_conv2d_dgrad_kernel
 from fused_preact.backends.triton.kernels.bn_relu_conv2d_fwd import bn_relu_conv2d_fwd_kernel
 from fused_preact.backends.triton.kernels.bn_relu_conv2d_wgrad import bn_relu_conv2d_wgrad_kernel, wgrad_sum_kernel
 from fused_preact.backends.triton.kernels.common import Geometry
-from fused_preact.backends.triton.launch import Output, Plan, nhwc, rows, vector
+from fused_preact.backends.triton.launch import Plan
 from fused_preact.backends.triton.tiles import Problem
 
 FLAT = Geometry(*[1] * 10, 0, 0, 1, 1, 1)
@@ -112,7 +114,7 @@ def bn_relu_conv2d_fwd(
     p = _problem(x, weight, stride, padding, dilation, groups)
     plan = fwd_plan(p, relu)
     if plan is None:
-        return library.fwd(x, bn, weight, bias, residual, (stride, padding, dilation, groups), relu, want_stats)
+        return library.fwd(norm, x, bn, weight, bias, residual, (stride, padding, dilation, groups), relu, want_stats)
     dtype = weight.dtype if residual is None else torch.promote_types(weight.dtype, residual.dtype)
     y = Output.empty(conv_out_shape(x.shape, weight.shape, stride, padding, dilation), dtype, x, weight)
     stats = empty_wide((p.out_tiles, 3, weight.size(0)), x) if want_stats else None
@@ -153,7 +155,7 @@ def bn_relu_conv2d_bwd(
         dbias = dy.sum((0, 2, 3), dtype=torch.float32)
     if plans is None:
         conv = (stride, padding, dilation, groups)
-        results = library.bwd(dy, x, bn, weight, conv, relu, add_dz, emit, coeffs, residual_grad, want_dw)
+        results = library.bwd(norm, dy, x, bn, weight, conv, relu, add_dz, emit, coeffs, residual_grad, want_dw)
         return *results, dbias, dy_out if want_dy else None
     out = Output.empty(x.shape, x.dtype, x, weight) if emit in ("dz", "g", "dx", "dx_sums") else None
     sums = empty_wide((p.in_tiles, 2, x.size(1)), x) if emit in ("g", "sums", "dx_sums") else None

@@ -1,0 +1,135 @@
+// The Python module fused_preact._cuda: addresses and sizes become records, the GIL is released, a status becomes an exception.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "checks.h"
+#include "kernels.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using namespace fused_preact::cuda;
+
+using Address = uintptr_t;  // 0: absent
+
+template <class T = void>
+const T* in(Address a) {
+    return reinterpret_cast<const T*>(a);
+}
+template <class T = void>
+T* out(Address a) {
+    return reinterpret_cast<T*>(a);
+}
+
+std::string sizes(const Elementwise& a) { return std::to_string(a.pixels) + " pixels x " + std::to_string(a.channels) + " channels"; }
+std::string sizes(const BnFinalize& a) { return std::to_string(a.tiles) + " tiles x " + std::to_string(a.channels) + " channels"; }
+std::string sizes(const BnCoeffs& a) { return std::to_string(a.tiles) + " tiles x " + std::to_string(a.channels) + " channels"; }
+std::string sizes(const BnReluConv2dFwd& a) {
+    return std::to_string(a.pixels) + " pixels x " + std::to_string(a.c) + " channels to " + std::to_string(a.k);
+}
+
+template <class Record>
+void launch(const char* name, Status (*kernel)(const Record&), const Record& record) {
+    if (const char* error = impossible(record)) throw py::value_error(std::string(name) + " of " + sizes(record) + ": " + error);
+    Status status;
+    {
+        py::gil_scoped_release release;
+        status = kernel(record);
+    }
+    if (status.error)
+        throw std::runtime_error(std::string(name) + " of " + sizes(record) + " failed on cuda:" + std::to_string(record.target.device) + ": " + status.error);
+}
+
+void bind_elementwise(py::module_& m) {
+    m.def(
+        "bn_stats",
+        [](int device, Address stream, Dtype dtype, int64_t pixels, int channels, const Grid& grid, int tiles, Address x, Address stats) {
+            Elementwise args{{device, stream}, grid, dtype, pixels, channels};
+            args.x = in(x), args.sums = out<float>(stats), args.tiles = tiles;
+            launch("bn_stats", launch_bn_stats, args);
+        },
+        "stats [tiles, 3, channels] of x.");
+    m.def(
+        "bn_relu",
+        [](int device, Address stream, Dtype dtype, int64_t pixels, int channels, const Grid& grid, int64_t pitch, bool relu, Address x, Address bn, Address z) {
+            Elementwise args{{device, stream}, grid, dtype, pixels, channels, relu};
+            args.x = in(x), args.bn = in<float>(bn), args.bn_pitch = pitch, args.out = out(z);
+            launch("bn_relu", launch_bn_relu, args);
+        },
+        "z = relu(bn(x)).");
+    m.def(
+        "bn_relu_bwd",
+        [](int device, Address stream, Dtype dtype, int64_t pixels, int channels, const Grid& grid, int64_t pitch, bool relu, int tiles, Address dz, Address x,
+           Address bn, Address g, Address sums) {
+            Elementwise args{{device, stream}, grid, dtype, pixels, channels, relu};
+            args.x = in(x), args.bn = in<float>(bn), args.bn_pitch = pitch, args.grad = in(dz), args.out = out(g), args.sums = out<float>(sums), args.tiles = tiles;
+            launch("bn_relu_bwd", launch_bn_relu_bwd, args);
+        },
+        "g and its sums [tiles, 2, channels].");
+    m.def(
+        "bn_bwd",
+        [](int device, Address stream, Dtype dtype, int64_t pixels, int channels, const Grid& grid, Address g, Address x, Address coeffs, Address add, Address dx) {
+            Elementwise args{{device, stream}, grid, dtype, pixels, channels};
+            args.x = in(x), args.coeffs = in<float>(coeffs), args.grad = in(g), args.add = in(add), args.out = out(dx);
+            launch("bn_bwd", launch_bn_bwd, args);
+        },
+        "dx = a*g + b*(x - mean) + c + add.");
+}
+
+void bind_vectors(py::module_& m) {
+    m.def(
+        "bn_merge",
+        [](int device, Address stream, int tiles, int channels, Address stats, Address merged) {
+            BnFinalize args{{device, stream}, tiles, channels, in<float>(stats)};
+            args.bn = out<float>(merged), args.bn_pitch = channels;
+            launch("bn_merge", launch_bn_merge, args);
+        },
+        "merged [3, channels].");
+    m.def(
+        "bn_finalize",
+        [](int device, Address stream, int tiles, int channels, bool frozen, bool cumulative, float momentum, float eps, Address stats, Address gamma, Address beta,
+           Address running_mean, Address running_var, Address num_batches_tracked, Address bn) {
+            launch("bn_finalize", launch_bn_finalize,
+                   BnFinalize{{device, stream}, tiles, channels, in<float>(stats), in<float>(gamma), in<float>(beta), out<float>(running_mean),
+                              out<float>(running_var), out<int64_t>(num_batches_tracked), cumulative, momentum, eps, frozen, out<float>(bn), channels});
+        },
+        "bn [5, channels]; moves the running statistics, if they are given.");
+    m.def(
+        "bn_coeffs",
+        [](int device, Address stream, int tiles, int channels, int64_t pitch, Address sums, Address bn, Address coeffs, Address dgamma, Address dbeta) {
+            launch("bn_coeffs", launch_bn_coeffs,
+                   BnCoeffs{{device, stream}, tiles, channels, in<float>(sums), in<float>(bn), pitch, out<float>(coeffs), out<float>(dgamma), out<float>(dbeta)});
+        },
+        "coeffs [4, channels], dgamma, dbeta.");
+}
+
+void bind_conv(py::module_& m) {
+    m.def(
+        "bn_relu_conv2d_fwd",
+        [](int device, Address stream, Dtype dtype, int64_t pixels, int c, int k, const ConvTile& tile, int64_t pitch, bool relu, int tiles, Address x, Address bn,
+           Address weight, Address bias, Address residual, Address y, Address stats) {
+            launch("bn_relu_conv2d_fwd", launch_bn_relu_conv2d_fwd,
+                   BnReluConv2dFwd{{device, stream}, tile, dtype, pixels, c, k, relu, in(x), in<float>(bn), pitch, in(weight), in<float>(bias), in(residual), out(y),
+                                   out<float>(stats), tiles});
+        },
+        "y, and its stats [tiles, 3, k].");
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m) {
+    m.doc() = "Native kernels for CUDA GPUs. Calls return before the device is done.";
+    m.attr("architectures") = FUSED_PREACT_CUDA_ARCHS;
+    py::enum_<Dtype>(m, "Dtype").value("float32", Dtype::float32).value("bfloat16", Dtype::bfloat16).value("float16", Dtype::float16);
+    py::class_<Grid>(m, "Grid", "Threads of a block across channels and down pixels, and blocks.").def(py::init([](int columns, int rows, int blocks) {
+        return Grid{columns, rows, blocks};
+    }));
+    py::class_<ConvTile>(m, "ConvTile", "Pixels, input and output channels at a time; blocks, and their bytes of shared memory.")
+        .def(py::init([](int pixels, int slab, int out, int blocks, int shared) { return ConvTile{pixels, slab, out, blocks, shared}; }));
+    bind_elementwise(m);
+    bind_vectors(m);
+    bind_conv(m);
+}

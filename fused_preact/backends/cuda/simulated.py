@@ -1,0 +1,37 @@
+"""Launches in the simulator of CUDA (tests/ptxsim): it must know which memory a kernel may read and write, and reports what a GPU would not."""
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from fused_preact.backends.cuda.environment import SIMULATOR
+
+# The one that the library is linked with.
+_library = ctypes.CDLL(str(SIMULATOR / "libptxsim.so"))
+_library.ptxsim_report.restype = ctypes.c_char_p
+
+
+def launch(kernel: Callable[..., None], numbers: tuple, reads: dict[str, Tensor | None], writes: dict[str, Tensor | None]) -> None:
+    """Raises RuntimeError with what the simulator objects to."""
+    _library.ptxsim_forget_memory()
+    # What is read and written is writable.
+    tensors = [(name, t, writable) for own, writable in ((reads, 0), (writes, 1)) for name, t in own.items() if t is not None]
+    for name, t, writable in tensors:
+        _library.ptxsim_region(ctypes.c_void_p(t.data_ptr()), ctypes.c_size_t(_span(t)), name.encode(), writable)
+    failed: Any = None
+    try:
+        kernel(0, 0, *numbers, *(0 if t is None else t.data_ptr() for t in (*reads.values(), *writes.values())))
+    except RuntimeError as error:
+        failed = error
+    if report := _library.ptxsim_report().decode():
+        raise RuntimeError(f"the simulator objects: {report}") from failed
+    if failed:
+        raise failed
+
+
+def _span(t: Tensor) -> int:
+    """Bytes from the first element to the last."""
+    last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return (last + 1) * t.element_size() if t.numel() else 0

@@ -1,0 +1,107 @@
+"""How work is cut into blocks: pure functions of shape, dtype and device, to frozen records.
+
+Nothing here was measured on a GPU yet; docs/performance.md has what the simulator counted.
+"""
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+from fused_preact.backends.cuda.environment import Device
+
+CHUNK_BYTES = 16
+# Of 512 a multiprocessor holds two or more, of 65536 registers.
+THREADS = 256
+WARP = 32
+# Pixels that a thread has at least, where there are enough: their loads are on their way together.
+IN_FLIGHT = 4
+# Threads of a norm's kernels that keep a multiprocessor busy.
+BUSY_THREADS = 2048
+# Beside a mean of 1000 standard deviations, the means of tiles in float32 don't tell by how much these differ; the error shrinks with the
+# root of the number of pixels, so that only small activations are kept in few tiles.
+SMALL_ACTIVATION, SMALL_TILE = 8192, 1024
+
+
+class Grid(NamedTuple):
+    """Of a norm's kernel: threads of a block across channels and down pixels, and blocks that share out the pixels."""
+
+    columns: int
+    rows: int
+    blocks: int
+
+
+class ConvTile(NamedTuple):
+    """Of a convolution: pixels, input and output channels that a block computes with at a time; blocks that share out the pixels; bytes."""
+
+    pixels: int
+    slab: int
+    out: int
+    blocks: int
+    shared: int
+
+
+# What csrc/cuda/bn_relu_conv2d_fwd.cu is compiled for: (input channels at a time, output channels): (pixels, warps).
+SHAPES = {
+    (16, 16): (128, 4),
+    (16, 32): (128, 4),
+    (16, 64): (128, 4),
+    (32, 16): (128, 4),
+    (32, 32): (128, 4),
+    (32, 64): (128, 4),
+    (32, 128): (128, 8),
+    (64, 16): (128, 4),
+    (64, 32): (128, 4),
+    (64, 64): (64, 4),
+    (64, 128): (64, 4),
+}
+# More input channels at a time are none faster: a tile would leave no room for a second block.
+WIDEST_SLAB = 64
+# Warps of a convolution that a multiprocessor holds: its registers are shared by so many.
+RESIDENT_WARPS = 16
+# Of every block's shared memory the system takes 1 KiB.
+RESERVED = 1024
+
+
+@functools.cache
+def bn_grid(channels: int, pixels: int, dtype: torch.dtype, tiles: int, device: Device) -> Grid:
+    """tiles: those that the kernel fills, a block each; 0 if it has none."""
+    chunk = CHUNK_BYTES // dtype.itemsize
+    across = channels // chunk if channels % chunk == 0 else channels
+    columns = min(WARP, across)
+    rows = THREADS // columns
+    blocks = min(-(-pixels // (rows * IN_FLIGHT)), max(1, device.multiprocessors * BUSY_THREADS // THREADS // -(-across // columns)))
+    if tiles:
+        least = SMALL_TILE if pixels < SMALL_ACTIVATION else 1
+        blocks = min(blocks, tiles, pixels // least)
+    return Grid(columns, rows, max(1, blocks))
+
+
+@functools.cache
+def conv_tile(pixels: int, c: int, k: int, tiles: int, device: Device) -> ConvTile | None:
+    """Of a 1x1 convolution of 16-bit values, with at most `tiles` blocks along the pixels; None if no tile fits the device."""
+    slab = min(WIDEST_SLAB, max(16, _power_of_two(c)))
+    outs = [out for own, out in SHAPES if own == slab]
+    out = next((out for out in outs if out >= k), outs[-1])
+    # Half as wide, if that leaves fewer multiprocessors idle.
+    if out > 64 and -(-pixels // SHAPES[slab, out][0]) * -(-k // out) < device.multiprocessors:
+        out = 64
+    size, warps = SHAPES[slab, out]
+    shared = shared_bytes(size, slab, out, warps, c)
+    if shared > device.shared_limit:
+        return None
+    resident = max(1, min(RESIDENT_WARPS // warps, device.shared_limit // (shared + RESERVED)))
+    pieces = -(-pixels // size)
+    most = min(tiles, pieces, max(1, device.multiprocessors * resident // -(-k // out)))
+    # As even as they can be.
+    return ConvTile(size, slab, out, -(-pieces // -(-pieces // most)), shared)
+
+
+def shared_bytes(pixels: int, slab: int, out: int, warps: int, c: int) -> int:
+    """Slabs of z and of the weight (two of each if there are more to come), y, sums of each warp, scale and shift of every channel."""
+    slabs = -(-c // slab)
+    return min(2, slabs) * 2 * slab * (pixels + out) + 2 * pixels * out + warps * 8 * out + 8 * slabs * slab
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()
