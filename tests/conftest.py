@@ -6,9 +6,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-# Before anything imports triton: without a GPU its kernels run in the interpreter.
+from tests.ptxsim import build
+
+# Before anything imports the backends: without a GPU Triton's kernels run in its interpreter, and CUDA's in a simulator.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    if build.missing() is None:
+        os.environ["FUSED_PREACT_CUDA_SIM"] = "1"
+        build.build()
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from fused_preact.backends.records import Case
 
 TWO_DGRADS = False
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SMALLEST_GROUP = 8
 
 # Asked once: the primitives below are there or not for good.
 _REASON = environment.unavailable()
@@ -27,6 +28,10 @@ def why_not(case: Case) -> str | None:
     for dtype in (case.dtype, case.weight_dtype or case.dtype):
         if dtype not in DTYPES:
             return f"the cuda backend takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+    if case.weight is not None and case.conv.groups > 1:
+        smallest = min(case.weight[0] // case.conv.groups, case.weight[1])
+        if smallest < SMALLEST_GROUP:
+            return f"the cuda backend takes groups of {SMALLEST_GROUP} channels and more, which fill 16 bytes, not of {smallest}"
     return None
 
 

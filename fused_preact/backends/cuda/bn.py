@@ -9,7 +9,7 @@ from fused_preact.backends.cuda import environment
 from fused_preact.backends.cuda.launch import DTYPES, launch
 from fused_preact.backends.cuda.tiles import CHUNK_BYTES, bn_grid
 from fused_preact.backends.layout import empty_wide, tiles
-from fused_preact.backends.memory import Output, nhwc, rows, vector
+from fused_preact.backends.memory import Output, nhwc, vector
 
 
 def _sizes(x: Tensor, tiles: int = 0) -> tuple:
@@ -27,12 +27,13 @@ def float_vector(t: Tensor | None) -> Tensor | None:
 
 def norm_vectors(bn: Tensor | None) -> tuple[Tensor | None, int]:
     """bn as kernels read it, and the distance of its vectors."""
-    bn, pitch = rows(bn)
-    if bn is not None and (pitch * bn.element_size()) % CHUNK_BYTES:
-        # Four vectors in a row would start between chunks, which matters where channels come in chunks; then C is a multiple of 4 as well.
-        bn = bn.contiguous()
-        pitch = bn.stride(0)
-    return _aligned(bn), pitch or 0
+    if bn is None:
+        return None, 0
+    # Vectors of chunks start at chunks.
+    whole = bn.size(1) % 4 or (bn.data_ptr() % CHUNK_BYTES == 0 and bn.stride(0) % 4 == 0)
+    if bn.stride(1) != 1 or not whole:
+        bn = torch.empty(bn.shape, dtype=bn.dtype, device=bn.device).copy_(bn)
+    return bn, bn.stride(0)
 
 
 def _aligned(t: Tensor | None) -> Tensor | None:
