@@ -86,7 +86,11 @@ def instruction_sets() -> list[str]:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return ["scalar"]
     probe = ["-fsyntax-only", "-x", "c++", os.devnull]
-    return [isa for isa, flags in ISAS.items() if not flags or subprocess.run([*compiler(), *flags, *probe], capture_output=True).returncode == 0]
+    return [
+        isa
+        for isa, flags in ISAS.items()
+        if not flags or subprocess.run([*compiler(), *flags, *probe], capture_output=True).returncode == 0
+    ]
 
 
 def nvcc() -> str:
@@ -105,7 +109,7 @@ def nvcc() -> str:
 
 
 def architectures(program: str) -> list[str]:
-    """What to compile for, such as "9.0", or "9.0+PTX" for later ones too; those of the default that this nvcc does not know are left out."""
+    """What to compile for: "9.0", or "9.0+PTX" for later ones too. Of the default, those that this nvcc does not know are left out."""
     known = set(re.findall(r"compute_(\d+)\b", subprocess.run([program, "--list-gpu-arch"], capture_output=True, text=True).stdout))
     given = os.environ.get(CUDA_ARCHS)
     archs = re.split(r"[\s,;]+", (given or CUDA_DEFAULT).strip())
@@ -135,7 +139,10 @@ def targets(archs: list[str]) -> list[str]:
 def rule(name: str, command: list[str], variable: str = "", depfile: bool = False) -> list[str]:
     """A ninja rule; `variable`: options that the command ends with, as written in the environment."""
     given = os.environ.get(variable, "") if variable else ""
-    lines = [f"rule {name}", f"  command = {escape(shlex.join(command))} {'$flags -MMD -MF $out.d -c ' if depfile else ''}$in -o $out {escape(given)}"]
+    lines = [
+        f"rule {name}",
+        f"  command = {escape(shlex.join(command))} {'$flags -MMD -MF $out.d -c ' if depfile else ''}$in -o $out {escape(given)}",
+    ]
     return lines + (["  deps = gcc", "  depfile = $out.d"] if depfile else []) + [f"  description = {name} $out"]
 
 

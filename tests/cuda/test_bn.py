@@ -3,38 +3,53 @@
 import pytest
 import torch
 
+from fused_preact.backends.cuda.tiles import Grid
 from fused_preact.ops.library import Operators
-from tests.cuda.launchers import DTYPES, grid, launch
-from tests.ptxsim.build import missing
-from tests.ptxsim.simulator import FORWARD, RANDOM, REVERSE
+from tests.cuda.kernels import DTYPES, nan, needs_simulator, run
 from tests.testing.cases import name_of
 from tests.testing.numerics import assert_as_accurate, drawn
 
-pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+pytestmark = needs_simulator
 
-# Channels, images, height, width: a chunk or many across, tails of rows, more tiles than pixels in one, fewer pixels than threads.
-SHAPES = [(16, 2, 16, 16), (8, 1, 7, 5), (64, 2, 9, 11), (24, 3, 5, 13), (272, 1, 9, 7), (40, 2, 1, 1), (16, 2, 65, 64)]
+# Channels, images, height, width: a chunk or many across, tails of rows, more tiles than pixels in one, fewer pixels than threads, channels
+# that do not come in chunks.
+SHAPES = [
+    (16, 2, 16, 16),
+    (8, 1, 7, 5),
+    (64, 2, 9, 11),
+    (24, 3, 5, 13),
+    (272, 1, 9, 7),
+    (40, 2, 1, 1),
+    (16, 2, 65, 64),
+    (7, 2, 9, 5),
+    (67, 1, 5, 5),
+]
+# Of each launch: blocks, one fewer than there are tiles.
+BLOCKS = 5
 EAGER = Operators("eager")
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
-def nan(*shape, dtype=torch.float32):
-    return torch.full(shape, torch.nan, dtype=dtype)
+def grid(channels, dtype, blocks):
+    """Up to 32 threads across, the rest of 256 down."""
+    chunk = 16 // dtype.itemsize
+    columns = min(32, channels // chunk if channels % chunk == 0 else channels)
+    return Grid(columns, 256 // columns, blocks)
 
 
 class Given:
     """Tensors of one activation, (pixels, channels) as the kernels see it and NCHW for the reference."""
 
-    def __init__(self, shape, dtype, offset=0.0, blocks=5):
+    def __init__(self, shape, dtype, offset=0.0, blocks=BLOCKS):
         c, *rest = shape
         torch.manual_seed(0)
         self.c, self.dtype, self.pixels = c, dtype, rest[0] * rest[1] * rest[2]
         self.gamma, self.beta = torch.rand(c) + 0.5, torch.randn(c)
         self.x = drawn((rest[0], c, *rest[1:]), torch.ones(c), torch.zeros(c), offset, dtype).contiguous(memory_format=torch.channels_last)
         self.dz, self.add = (torch.randn(self.x.shape).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(2))
-        self.blocks = blocks
-        self.common = {"grid": grid(c, dtype, blocks), "dtype": DTYPES[dtype], "pixels": self.pixels, "channels": c}
+        self.tiles = blocks + 1
+        self.common = {"grid": grid(c, dtype, blocks), "dtype": dtype, "pixels": self.pixels, "channels": c, "tiles": self.tiles}
         self.bn = EAGER.bn_finalize(EAGER.bn_stats(self.x), self.gamma, self.beta, 1e-5, False)
 
     def rows(self, t):
@@ -49,8 +64,8 @@ class Given:
 
 def test_the_stats_of_a_launch_merge_to_those_of_all():
     given = Given((16, 2, 16, 16), torch.float32)
-    stats = nan(given.blocks, 3, 16)
-    launch("bn_stats", x=given.rows(given.x), sums=stats, **given.common)
+    stats = nan(given.tiles, 3, 16)
+    run("bn_stats", x=given.rows(given.x), stats=stats, **given.common)
     assert (stats[:, 0].sum(0) == given.pixels).all()
 
 
@@ -61,9 +76,9 @@ def test_bn_stats(shape, dtype, offset):
     # Beside a mean of 1000 the means of small tiles, in float32, do not tell by how much they differ.
     pixels = shape[1] * shape[2] * shape[3]
     given = Given(shape, dtype, offset, 5 if offset == 0 else max(1, pixels // 1024))
-    stats, merged = nan(given.blocks, 3, given.c), nan(3, given.c)
-    launch("bn_stats", x=given.rows(given.x), sums=stats, **given.common)
-    launch("bn_merge", tiles=given.blocks, channels=given.c, stats=stats, bn=merged, bn_pitch=given.c)
+    stats, merged = nan(given.tiles, 3, given.c), nan(3, given.c)
+    run("bn_stats", x=given.rows(given.x), stats=stats, **given.common)
+    run("bn_merge", tiles=given.tiles, channels=given.c, stats=stats, merged=merged)
     count, mean, m2 = merged
     assert (count == given.pixels).all()
     var, wanted = torch.var_mean(given.x.double(), (0, 2, 3), correction=0)
@@ -77,11 +92,11 @@ def test_bn_stats(shape, dtype, offset):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_what_is_not_finite_reaches_the_statistics_of_its_channel(value, dtype):
     given = Given((16, 1, 16, 16), dtype)
-    x, stats, merged, bn = given.rows(given.x).clone(), nan(given.blocks, 3, 16), nan(3, 16), nan(5, 16)
+    x, stats, merged, bn = given.rows(given.x).clone(), nan(given.tiles, 3, 16), nan(3, 16), nan(5, 16)
     x[200, 5] = value
-    launch("bn_stats", x=x, sums=stats, **given.common)
-    launch("bn_merge", tiles=given.blocks, channels=16, stats=stats, bn=merged, bn_pitch=16)
-    launch("bn_finalize", tiles=given.blocks, channels=16, stats=stats, eps=1e-5, bn=bn, bn_pitch=16)
+    run("bn_stats", x=x, stats=stats, **given.common)
+    run("bn_merge", tiles=given.tiles, channels=16, stats=stats, merged=merged)
+    run("bn_finalize", tiles=given.tiles, channels=16, stats=stats, eps=1e-5, bn=bn)
     for found in (merged[2], bn[1]):
         assert (~found.isfinite()).nonzero().tolist() == [[5]]
 
@@ -102,7 +117,7 @@ def test_bn_finalize(count, affine):
         for m, v in (eager, truth)
     ]
     fields = {"gamma": gamma, "beta": beta} if affine else {}
-    launch(
+    run(
         "bn_finalize",
         tiles=count,
         channels=c,
@@ -112,7 +127,6 @@ def test_bn_finalize(count, affine):
         momentum=0.1,
         eps=1e-5,
         bn=bn,
-        bn_pitch=c,
         **fields,
     )
     for name, ours, theirs, exact in zip(("mean", "invstd", "scale", "beta", "1/M"), bn, *wanted, strict=True):
@@ -125,7 +139,7 @@ def test_bn_finalize_frozen():
     mean, var = torch.rand(2, 16)
     bn = nan(5, 16)
     stats = torch.stack((torch.ones(16), mean, var))[None].contiguous()
-    launch("bn_finalize", tiles=1, channels=16, stats=stats, eps=1e-3, frozen=True, bn=bn, bn_pitch=16)
+    run("bn_finalize", tiles=1, channels=16, stats=stats, eps=1e-3, frozen=True, bn=bn)
     invstd = (var + 1e-3).rsqrt()
     torch.testing.assert_close(bn, torch.stack((mean, invstd, invstd, torch.zeros(16), torch.zeros(16))))
 
@@ -136,7 +150,7 @@ def test_bn_finalize_frozen():
 def test_bn_relu(shape, dtype, relu):
     given = Given(shape, dtype, 3.0)
     out = given.empty()
-    launch("bn_relu", x=given.rows(given.x), bn=given.bn, bn_pitch=given.c, relu=relu, out=out, **given.common)
+    run("bn_relu", x=given.rows(given.x), bn=given.bn, relu=relu, z=out, **given.common)
     assert_as_accurate(
         "z", given.nchw(out), EAGER.bn_relu(given.x, given.bn, relu), EAGER.bn_relu(given.x.double(), given.bn.double(), relu)
     )
@@ -147,7 +161,7 @@ def test_nan_passes_relu(dtype):
     given = Given((16, 1, 4, 4), dtype)
     x, out = given.rows(given.x).clone(), given.empty()
     x[3, 5] = torch.nan
-    launch("bn_relu", x=x, bn=given.bn, bn_pitch=16, relu=True, out=out, **given.common)
+    run("bn_relu", x=x, bn=given.bn, z=out, **given.common)
     assert out.isnan().nonzero().tolist() == [[3, 5]]
 
 
@@ -157,16 +171,15 @@ def test_nan_passes_relu(dtype):
 def test_bn_relu_bwd(shape, dtype, relu):
     given = Given(shape, dtype, 3.0)
     # dz is written over, as a unit does.
-    g, sums = given.rows(given.dz).clone(), nan(given.blocks, 2, given.c)
+    g, sums = given.rows(given.dz).clone(), nan(given.tiles, 2, given.c)
     coeffs, dgamma, dbeta = nan(4, given.c), nan(given.c), nan(given.c)
-    launch("bn_relu_bwd", grad=g, x=given.rows(given.x), bn=given.bn, bn_pitch=given.c, relu=relu, out=g, sums=sums, **given.common)
-    launch(
+    run("bn_relu_bwd", dz=g, x=given.rows(given.x), bn=given.bn, relu=relu, g=g, sums=sums, **given.common)
+    run(
         "bn_coeffs",
-        tiles=given.blocks,
+        tiles=given.tiles,
         channels=given.c,
         sums=sums,
         bn=given.bn,
-        bn_pitch=given.c,
         coeffs=coeffs,
         dgamma=dgamma,
         dbeta=dbeta,
@@ -188,22 +201,10 @@ def test_bn_bwd(shape, dtype, added):
     given, coeffs = Given(shape, dtype), torch.randn(4, shape[0])
     out = given.empty()
     fields = {"add": given.rows(given.add)} if added else {}
-    launch("bn_bwd", grad=given.rows(given.dz), x=given.rows(given.x), coeffs=coeffs, out=out, **fields, **given.common)
+    run("bn_bwd", g=given.rows(given.dz), x=given.rows(given.x), coeffs=coeffs, dx=out, **fields, **given.common)
     more = given.add if added else None
     exact = EAGER.bn_bwd(given.dz.double(), given.x.double(), coeffs.double(), more.double() if added else None)
     assert_as_accurate("dx", given.nchw(out), EAGER.bn_bwd(given.dz, given.x, coeffs, more), exact)
-
-
-@pytest.mark.parametrize("order", [FORWARD, REVERSE, RANDOM], ids=["forward", "reverse", "random"])
-def test_same_bits_in_any_order(order):
-    given = Given((24, 3, 5, 13), torch.bfloat16)
-    results = []
-    for config in ({}, {"order": order, "seed": 5}):
-        g, sums = given.empty(), nan(given.blocks, 2, given.c)
-        fields = {"x": given.rows(given.x), "bn": given.bn, "bn_pitch": given.c, "relu": True, "out": g, "sums": sums}
-        launch("bn_relu_bwd", config, grad=given.rows(given.dz), **fields, **given.common)
-        results.append((g, sums))
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 # Activations that each reads or writes once.
@@ -215,18 +216,27 @@ TRAFFIC = {"bn_stats": 1, "bn_relu": 2, "bn_relu_bwd": 3, "bn_bwd": 4}
 def test_traffic(name, channels):
     """Global sectors of activations at most 1.1 times those that they fill, vectors and sums apart; shared memory without conflicts."""
     given = Given((channels, 2, 16, 16), torch.bfloat16, blocks=8)
+    dz = given.rows(given.dz)
     fields = {
-        "bn_stats": {"sums": nan(8, 3, channels)},
-        "bn_relu": {"bn": given.bn, "bn_pitch": channels, "relu": True, "out": given.empty()},
-        "bn_relu_bwd": {
-            "bn": given.bn, "bn_pitch": channels, "relu": True, "out": given.empty(), "grad": given.rows(given.dz),
-            "sums": nan(8, 2, channels),
-        },
-        "bn_bwd": {"coeffs": torch.randn(4, channels), "add": given.rows(given.add), "grad": given.rows(given.dz), "out": given.empty()},
-    }[name]  # fmt: skip
-    done = launch(name, x=given.rows(given.x), **fields, **given.common)
+        "bn_stats": {"stats": nan(9, 3, channels)},
+        "bn_relu": {"bn": given.bn, "z": given.empty()},
+        "bn_relu_bwd": {"bn": given.bn, "dz": dz, "g": given.empty(), "sums": nan(9, 2, channels)},
+        "bn_bwd": {"coeffs": torch.randn(4, channels), "add": given.rows(given.add), "g": dz, "dx": given.empty()},
+    }[name]
+    done = run(name, x=given.rows(given.x), **fields, **given.common)
     least = given.pixels * channels * 2 // 32
-    activations = {field: sectors for field, (sectors, _) in done.global_.items() if field in ("x", "grad", "add", "out")}
+    activations = {field: sectors for field, (sectors, _) in done.global_.items() if field in ("x", "z", "dz", "g", "add", "dx")}
     assert len(activations) == TRAFFIC[name]
     assert sum(activations.values()) <= 1.1 * TRAFFIC[name] * least
     assert done.shared[0] <= 1.2 * done.shared[1]
+
+
+@pytest.mark.parametrize("cumulative", [False, True])
+def test_batches_are_counted(cumulative):
+    """By the kernel, unless the average is cumulative: then the weight is one over their number, this one counted before."""
+    mean, var, tracked = torch.zeros(40), torch.zeros(40), torch.tensor(4)
+    stats = torch.ones(1, 3, 40)
+    buffers = {"running_mean": mean, "running_var": var, "num_batches_tracked": tracked}
+    run("bn_finalize", tiles=1, channels=40, cumulative=cumulative, momentum=0.1, eps=1e-5, stats=stats, bn=nan(5, 40), **buffers)
+    assert tracked.item() == (4 if cumulative else 5)
+    torch.testing.assert_close(mean, torch.full((40,), 0.25 if cumulative else 0.1))

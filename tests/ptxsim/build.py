@@ -40,7 +40,9 @@ def ninja_file() -> str:
     sources, kernels, package = sorted(HERE.glob("*.cpp")), sorted((HERE / "kernels").glob("*.cu")), ROOT / "csrc" / "cuda"
     cuda, link = f"{nvcc()} {shlex.join(NVCC)}", f"-shared -cudart none -Xlinker -rpath={BUILD} -L{BUILD} -lptxsim"
     host = f"g++ {shlex.join(CXX)}"
-    binding = f"{host} -fvisibility=hidden -I{sysconfig.get_path('include')} -I{pybind11.get_include()} '-DFUSED_PREACT_CUDA_ARCHS=\"8.0+PTX\"'"
+    binding = (
+        f"{host} -fvisibility=hidden -I{sysconfig.get_path('include')} -I{pybind11.get_include()} '-DFUSED_PREACT_CUDA_ARCHS=\"8.0+PTX\"'"
+    )
     objects = [f"{BUILD}/{source.stem}.o" for source in sources]
     parts = [f"{BUILD}/_cuda/{source.stem}.o" for source in sorted(package.glob("*.cu"))]
     lines = [

@@ -56,7 +56,7 @@ SAME = Conv(padding=(1, 1))
 LAYERS = [
     LayerCase("1x1", "first and last layer of a bottleneck", (2, 16, 8, 8), 64, (1, 1), residual=False),
     LayerCase("1x1-residual", "last layer of a unit adds the shortcut", (2, 16, 8, 8), 64, (1, 1), residual=True),
-    LayerCase("1x1-tails", "pixels and channels fill no tile, and a block has several", (3, 24, 9, 13), 40, (1, 1), residual=True, bias=True),
+    LayerCase("1x1-tails", "pixels and channels that fill no tile", (3, 24, 9, 13), 40, (1, 1), residual=True, bias=True),
     LayerCase("1x1-wide", "channels come in slabs, the last of them cut", (1, 136, 5, 7), 72, (1, 1), bias=True),
     LayerCase("1x1-stride2", "projection, and the CIFAR code's strided 1x1", (2, 16, 7, 9), 32, (1, 1), Conv((2, 2))),
     LayerCase("3x3", "the middle of a bottleneck", (2, 16, 8, 8), 16, (3, 3), SAME),

@@ -9,8 +9,8 @@ import torch
 
 import fused_preact as fp
 from fused_preact.backends import backend
-from fused_preact.backends.triton import conv, launch
 from fused_preact.backends.memory import Output, nhwc
+from fused_preact.backends.triton import conv, launch
 from fused_preact.backends.triton.launch import Plan
 from tests.testing.cases import device_of
 

@@ -1,4 +1,4 @@
-"""The fused convolution: what `ops/conv.py` describes. 1x1 forward is a kernel; the rest goes through torch's library, around norms of ours."""
+"""The fused convolution: what `ops/conv.py` describes. 1x1 forward has a kernel; the rest is torch's library between kernels of norms."""
 
 import torch
 from torch import Tensor

@@ -44,7 +44,9 @@ def unavailable() -> str | None:
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     compiled = importlib.import_module("fused_preact._cuda").architectures
-    return next((reason for i in range(torch.cuda.device_count()) if (reason := misses(torch.cuda.get_device_capability(i), compiled))), None)
+    return next(
+        (reason for i in range(torch.cuda.device_count()) if (reason := misses(torch.cuda.get_device_capability(i), compiled))), None
+    )
 
 
 def misses(capability: tuple[int, int], compiled: str) -> str | None:
@@ -59,7 +61,9 @@ def misses(capability: tuple[int, int], compiled: str) -> str | None:
         code = (int(major), int(minor))
         if code <= capability and (ptx or code[0] == capability[0]):
             return None
-    return f"the native library has code for {compiled.replace(' ', ', ')}, and a device has {own}: install with FUSED_PREACT_CUDA_ARCHS={own}"
+    return (
+        f"the native library has code for {compiled.replace(' ', ', ')}, and a device has {own}: install with FUSED_PREACT_CUDA_ARCHS={own}"
+    )
 
 
 @functools.cache

@@ -23,4 +23,3 @@ def launch(
     index = like.device.index
     addresses = [0 if t is None else t.data_ptr() for t in (*reads.values(), *writes.values())]
     return kernel(index, torch._C._cuda_getCurrentRawStream(index), *numbers, *addresses)
-

@@ -1,4 +1,4 @@
-"""Launches in the simulator of CUDA (tests/ptxsim): it must know which memory a kernel may read and write, and reports what a GPU would not."""
+"""Launches in the simulator of CUDA (tests/ptxsim), which must know what memory a kernel may use, and reports what a GPU would not."""
 
 import ctypes
 from collections.abc import Callable

@@ -83,11 +83,11 @@ def conv_tile(pixels: int, c: int, k: int, tiles: int, device: Device) -> ConvTi
     slab = min(WIDEST_SLAB, max(16, _power_of_two(c)))
     outs = [out for own, out in SHAPES if own == slab]
     out = next((out for out in outs if out >= k), outs[-1])
-    # Half as wide, if that leaves fewer multiprocessors idle.
-    if out > 64 and -(-pixels // SHAPES[slab, out][0]) * -(-k // out) < device.multiprocessors:
+    size, warps, shared = _block(slab, out, c)
+    # Half as wide, if that leaves fewer multiprocessors idle, or room for a second block.
+    if out > 64 and (-(-pixels // size) * -(-k // out) < device.multiprocessors or 2 * (shared + RESERVED) > device.shared_limit):
         out = 64
-    size, warps = SHAPES[slab, out]
-    shared = shared_bytes(size, slab, out, warps, c)
+        size, warps, shared = _block(slab, out, c)
     if shared > device.shared_limit:
         return None
     resident = max(1, min(RESIDENT_WARPS // warps, device.shared_limit // (shared + RESERVED)))
@@ -95,6 +95,12 @@ def conv_tile(pixels: int, c: int, k: int, tiles: int, device: Device) -> ConvTi
     most = min(tiles, pieces, max(1, device.multiprocessors * resident // -(-k // out)))
     # As even as they can be.
     return ConvTile(size, slab, out, -(-pieces // -(-pieces // most)), shared)
+
+
+def _block(slab: int, out: int, c: int) -> tuple[int, int, int]:
+    """Pixels, warps and bytes of shared memory."""
+    pixels, warps = SHAPES[slab, out]
+    return pixels, warps, shared_bytes(pixels, slab, out, warps, c)
 
 
 def shared_bytes(pixels: int, slab: int, out: int, warps: int, c: int) -> int:

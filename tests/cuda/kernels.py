@@ -1,0 +1,47 @@
+"""The kernels of csrc/cuda one by one, in the simulator: called with tensors and numbers by name, and what each launch did."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fused_preact.backends import backend
+from fused_preact.backends.cuda.environment import simulated
+from tests.ptxsim.simulator import Launch, simulator
+
+REASON = backend("cuda") if isinstance(backend("cuda"), str) else None if simulated() else "runs in the simulator, and there is a GPU"
+needs_simulator = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+
+# Of each kernel: the numbers, the tensors that it reads and those that it writes, in the order of the binding's arguments.
+KERNELS = {
+    "bn_stats": ("dtype pixels channels grid tiles", "x", "stats"),
+    "bn_relu": ("dtype pixels channels grid pitch relu", "x bn", "z"),
+    "bn_relu_bwd": ("dtype pixels channels grid pitch relu tiles", "dz x bn", "g sums"),
+    "bn_bwd": ("dtype pixels channels grid", "g x coeffs add", "dx"),
+    "bn_merge": ("tiles channels", "stats", "merged"),
+    "bn_finalize": ("tiles channels frozen cumulative momentum eps", "stats gamma beta", "running_mean running_var num_batches_tracked bn"),
+    "bn_coeffs": ("tiles channels pitch", "sums bn", "coeffs dgamma dbeta"),
+    "bn_relu_conv2d_fwd": ("dtype pixels c k tile pitch relu tiles", "x bn weight bias residual", "y stats"),
+}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DEFAULTS = {"frozen": False, "cumulative": False, "relu": True, "momentum": 0.0}
+
+
+def run(name: str, config: dict | None = None, **given: object) -> Launch:
+    """Launches a kernel and says what it did; whatever the simulator objects to fails the test. A pitch is the number of channels."""
+    from fused_preact import _cuda
+    from fused_preact.backends.cuda import launch
+
+    sim = simulator()
+    sim.clear(**config or {})
+    native = {torch.dtype: launch.DTYPES.get, tuple: lambda t: (_cuda.Grid if len(t) == 3 else _cuda.ConvTile)(*t)}
+    given = DEFAULTS | {"pitch": given.get("channels", given.get("c"))} | given
+    numbers, reads, writes = (names.split() for names in KERNELS[name])
+    numbers = [next((make(given[n]) for kind, make in native.items() if isinstance(given[n], kind)), given[n]) for n in numbers]
+    tensors = ({n: given.get(n) for n in names} for names in (reads, writes))
+    launch.launch(getattr(_cuda, name), torch.empty(0), *numbers, **dict(zip(("reads", "writes"), tensors, strict=True)))
+    (done,) = sim.launches()
+    return done
+
+
+def nan(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.full(shape, torch.nan, dtype=dtype)

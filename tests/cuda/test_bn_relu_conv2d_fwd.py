@@ -1,0 +1,148 @@
+"""The kernel of 1x1 convolutions in the simulator, at every tile that it is compiled for: accuracy, statistics, traffic, instructions."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fused_preact.backends.cuda.environment import A100
+from fused_preact.backends.cuda.tiles import SHAPES, ConvTile, conv_tile, shared_bytes
+from fused_preact.ops.library import Operators
+from tests.cuda.kernels import nan, needs_simulator, run
+from tests.testing.cases import name_of
+from tests.testing.numerics import assert_as_accurate, drawn
+
+pytestmark = needs_simulator
+EAGER = Operators("eager")
+dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name_of)
+
+
+class Given:
+    """A 1x1 layer from c to k channels; y, its statistics and what the launch did; NCHW for the reference."""
+
+    def __init__(self, dtype, c, k, image, bias=True, residual=True, offset=0.0):
+        torch.manual_seed(0)
+        n, h, w = image
+        self.dtype, self.c, self.k, self.pixels = dtype, c, k, n * h * w
+        ones, zeros = torch.ones(c), torch.zeros(c)
+        self.x = drawn((n, c, h, w), ones, zeros, 0.5, dtype).contiguous(memory_format=torch.channels_last)
+        self.bn = EAGER.bn_finalize(EAGER.bn_stats(self.x), torch.rand(c) + 0.5, torch.randn(c) * 0.3, 1e-5, False)
+        self.weight = (torch.randn(k, c) / c**0.5).to(dtype)
+        self.bias = torch.randn(k) if bias else None
+        self.residual = (torch.randn(n, k, h, w) + offset).to(dtype).contiguous(memory_format=torch.channels_last) if residual else None
+
+    def rows(self, t):
+        return None if t is None else t.permute(0, 2, 3, 1).reshape(self.pixels, -1)
+
+    def __call__(self, tile, relu=True, norm=True, stats_tiles=None, config=None):
+        y, stats = nan(self.pixels, self.k, dtype=self.dtype), stats_tiles and nan(stats_tiles, 3, self.k)
+        fields = {"x": self.rows(self.x), "bn": self.bn if norm else None, "weight": self.weight, "bias": self.bias}
+        fields |= {"residual": self.rows(self.residual), "y": y, "stats": stats, "tiles": stats_tiles or 1}
+        done = run("bn_relu_conv2d_fwd", config, dtype=self.dtype, pixels=self.pixels, c=self.c, k=self.k, tile=tile, relu=relu, **fields)
+        n, _, h, w = self.x.shape
+        return y.view(n, h, w, self.k).permute(0, 3, 1, 2), stats, done
+
+    def reference(self, dtype, relu=True, norm=True):
+        z = self.x.to(dtype)
+        if norm:
+            z = EAGER.bn_relu(z, self.bn.double() if dtype == torch.float64 else self.bn, relu)
+        # z is rounded to the activation's dtype, as every backend does.
+        y = F.conv2d(z.to(self.dtype).to(dtype), self.weight.to(dtype)[..., None, None], None if self.bias is None else self.bias.to(dtype))
+        return y if self.residual is None else y + self.residual.to(dtype)
+
+    def assert_y(self, y, **how):
+        assert_as_accurate("y", y, self.reference(self.dtype, **how), self.reference(torch.float64, **how))
+
+    def assert_stats(self, stats, y):
+        n, mean, m2 = EAGER.bn_merge(stats)[0]
+        var, wanted = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+        theirs = torch.batch_norm_update_stats(y.float(), None, None, 0.0)
+        assert (n == self.pixels).all()
+        assert_as_accurate("mean of y", mean, theirs[0], wanted)
+        assert_as_accurate("variance of y", m2 / self.pixels, theirs[1], var)
+
+
+def tile_of(slab, out, c, blocks):
+    pixels, warps = SHAPES[slab, out]
+    return ConvTile(pixels, slab, out, blocks, shared_bytes(pixels, slab, out, warps, c))
+
+
+# Every kernel that is compiled; slabs take turns where there are two or more.
+KERNELS = [(slab, out, many) for slab, out in SHAPES for many in (False, True) if slab == 64 or not many]
+
+
+@dtypes
+@pytest.mark.parametrize(("slab", "out", "many"), KERNELS)
+def test_every_kernel(slab, out, many, dtype):
+    """With tails in M, C and K, and blocks that take several tiles of pixels."""
+    given = Given(dtype, 2 * slab + 24 if many else slab - 8, out + 8, (3, 13, 17))
+    y, stats, _ = given(tile_of(slab, out, given.c, 3), stats_tiles=5)
+    given.assert_y(y)
+    given.assert_stats(stats, y)
+    assert not stats[3:].any()
+
+
+@dtypes
+@pytest.mark.parametrize(("relu", "norm"), [(False, True), (True, False)])
+def test_other_prologues(relu, norm, dtype):
+    given = Given(dtype, 24, 40, (2, 9, 8), bias=False, residual=False)
+    y, _, _ = given(tile_of(32, 64, 24, 1), relu=relu, norm=norm)
+    given.assert_y(y, relu=relu, norm=norm)
+
+
+@dtypes
+@pytest.mark.parametrize("offset", [3.0, 50.0])
+def test_statistics_where_the_mean_is_large(offset, dtype):
+    """Unshifted sums of squares would cancel."""
+    given = Given(dtype, 16, 64, (1, 32, 32), bias=False, offset=offset)
+    y, stats, _ = given(tile_of(16, 64, 16, 4), stats_tiles=4)
+    given.assert_stats(stats, y)
+
+
+@dtypes
+def test_a_constant_channel_has_no_variance(dtype):
+    given = Given(dtype, 16, 16, (1, 16, 16), residual=False)
+    given.weight[3] = 0
+    given.bias[3] = 100.3
+    y, stats, _ = given(tile_of(16, 16, 16, 2), stats_tiles=2)
+    given.assert_stats(stats, y)
+    assert (stats[:, 2, 3] == 0).all()
+
+
+@dtypes
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_stays_in_its_pixel(value, dtype):
+    given = Given(dtype, 24, 16, (1, 16, 16), residual=False)
+    given.x[0, 7, 5, 9] = value
+    given.bn[2].abs_()
+    y, stats, _ = given(tile_of(32, 16, 24, 2), stats_tiles=2)
+    assert (~y.isfinite()).any(1).nonzero().tolist() == [[0, 5, 9]]
+    assert not stats[0, 2].isfinite().any()
+    assert stats[1].isfinite().all()
+
+
+# Warp instructions an image: no more than the prototypes had (docs/performance.md). No channel's mean is 4 deviations here.
+COUNTED = {
+    "64-16": (64, 16, (2, 32, 32), False, 28032),
+    "16-64-residual": (16, 64, (2, 32, 32), True, 38552),
+    "128-32": (128, 32, (2, 16, 16), False, 15428),
+    "32-128-residual": (32, 128, (2, 16, 16), True, 19148),
+    "256-64": (256, 64, (2, 8, 8), False, 9022),
+    "64-256-residual": (64, 256, (2, 8, 8), True, 11343),
+}
+
+
+@pytest.mark.parametrize(("c", "k", "image", "residual", "instructions"), COUNTED.values(), ids=COUNTED)
+def test_counts(c, k, image, residual, instructions):
+    """Sectors of activations at most 1.15 times those that they fill; shared memory nearly without conflicts; few instructions."""
+    given = Given(torch.bfloat16, c, k, image, bias=False, residual=residual)
+    tiles = given.pixels // 64
+    # As for a batch of 128 images: a few in the simulator would be cut finer.
+    large = conv_tile(64 * given.pixels, c, k, 512, A100)
+    tile = large._replace(blocks=-(-given.pixels // large.pixels))
+    _, _, done = given(tile, stats_tiles=tiles)
+    assert done.instructions <= instructions * image[0]
+    assert done.shared[0] <= 1.2 * done.shared[1]
+    columns = -(-k // tile.out)
+    least = {"x": columns * c, "y": k} | ({"residual": k} if residual else {})
+    for name, channels in least.items():
+        assert done.global_[name][0] <= 1.15 * given.pixels * channels * 2 / 32, name

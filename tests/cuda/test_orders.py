@@ -1,0 +1,77 @@
+"""No kernel depends on the order of threads and blocks, nor on when its copies arrive: the same bits, and no race, in all of them."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from tests.cuda import test_bn, test_bn_relu_conv2d_fwd
+from tests.cuda.kernels import nan, needs_simulator, run
+from tests.cuda.test_bn_relu_conv2d_fwd import tile_of
+from tests.ptxsim.simulator import FORWARD, RANDOM, REVERSE
+
+pytestmark = needs_simulator
+
+
+def bn(name):
+    def launch(config):
+        given = test_bn.Given((24, 3, 5, 13), torch.bfloat16)
+        tiles, rows = given.tiles, given.rows
+        reads, writes = {
+            "bn_stats": ({}, {"stats": nan(tiles, 3, 24)}),
+            "bn_relu_bwd": ({"dz": rows(given.dz), "bn": given.bn}, {"g": given.empty(), "sums": nan(tiles, 2, 24)}),
+            "bn_bwd": ({"g": rows(given.dz), "coeffs": torch.randn(4, 24)}, {"dx": given.empty()}),
+        }[name]
+        run(name, config, x=rows(given.x), **reads, **writes, **given.common)
+        return list(writes.values())
+
+    return launch
+
+
+def finalize(config):
+    torch.manual_seed(0)
+    buffers, bn = dict(zip(("running_mean", "running_var"), torch.rand(2, 40), strict=True)), nan(5, 40)
+    run("bn_finalize", config, tiles=21, channels=40, momentum=0.1, eps=1e-5, stats=torch.rand(21, 3, 40), bn=bn, **buffers)
+    return [bn, *buffers.values()]
+
+
+def coeffs(config):
+    torch.manual_seed(0)
+    results = {"coeffs": nan(4, 40), "dgamma": nan(40), "dbeta": nan(40)}
+    run("bn_coeffs", config, tiles=21, channels=40, sums=torch.randn(21, 2, 40), bn=torch.rand(5, 40), **results)
+    return list(results.values())
+
+
+def conv(dtype, slab, out, c, **how):
+    def launch(config):
+        given = test_bn_relu_conv2d_fwd.Given(dtype, c, out + 8, (3, 10, 13), **how)
+        y, stats, _ = given(tile_of(slab, out, c, 3), stats_tiles=4, config=config)
+        return [y, stats]
+
+    return launch
+
+
+def same_bits(a, b):
+    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+
+
+TEN = {
+    **{name: bn(name) for name in ("bn_stats", "bn_relu_bwd", "bn_bwd")},
+    "bn_finalize": finalize,
+    "bn_coeffs": coeffs,
+    "conv-one-slab": conv(torch.bfloat16, 32, 16, 24),
+    "conv-slabs": conv(torch.bfloat16, 64, 32, 136),
+    "conv-many-slabs-fp16": conv(torch.float16, 64, 64, 272),
+    "conv-eight-warps": conv(torch.float16, 32, 128, 32, residual=False),
+    "conv-large-mean": conv(torch.bfloat16, 16, 64, 16, offset=50.0),
+}
+# Program order with copies as late as they may be is what all other tests run.
+CONFIGS = [c for c in product((FORWARD, REVERSE, RANDOM), (False, True)) if c != (FORWARD, False)]
+
+
+@pytest.mark.parametrize("name", TEN)
+def test_same_bits(name):
+    wanted = TEN[name]({})
+    for order, at_once in CONFIGS:
+        found = TEN[name]({"order": order, "seed": 5, "copies_at_once": at_once})
+        assert all(map(same_bits, found, wanted)), (order, at_once)

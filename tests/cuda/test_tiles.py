@@ -1,0 +1,66 @@
+"""Tiles are pure functions of shape, dtype and device."""
+
+from itertools import product
+from math import ceil
+
+import pytest
+import torch
+
+from fused_preact.backends.cuda.environment import A100, Device
+from fused_preact.backends.cuda.tiles import SHAPES, THREADS, bn_grid, conv_tile, shared_bytes
+from fused_preact.backends.layout import tiles
+from fused_preact.models.shapes import LAYER_SHAPES
+
+H200, RTX4090 = Device(132, 227 << 10), Device(128, 99 << 10)
+devices = pytest.mark.parametrize("device", [A100, H200, RTX4090], ids=["a100", "h200", "rtx4090"])
+POINTWISE = {s.id: s.layer for s in LAYER_SHAPES if (s.layer.kernel, s.layer.stride) == (1, 1)}
+
+
+@devices
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [1, 3, 8, 17, 24, 64, 272, 2048])
+@pytest.mark.parametrize("pixels", [1, 63, 1000, 8192, 131072, 10**8])
+def test_bn_grid(pixels, channels, dtype, device):
+    for count in (0, tiles((1, channels, pixels, 1))):
+        grid = bn_grid(channels, pixels, dtype, count, device)
+        assert THREADS // 2 < grid.columns * grid.rows <= THREADS
+        assert 1 <= grid.blocks <= max(count, pixels)
+        assert not count or grid.blocks <= count
+
+
+@pytest.mark.parametrize("pixels", [1024, 4096])
+def test_small_activations_have_few_tiles(pixels):
+    """Whose means, in float32, tell by how much they differ."""
+    assert bn_grid(64, pixels, torch.float32, tiles((1, 64, pixels, 1)), A100).blocks == pixels // 1024
+
+
+@devices
+@pytest.mark.parametrize("c", [8, 16, 24, 64, 256, 1000, 2048])
+@pytest.mark.parametrize("k", [8, 16, 40, 128, 2048])
+@pytest.mark.parametrize("pixels", [1, 65, 8192, 131072, 10**7])
+def test_conv_tile(pixels, c, k, device):
+    tile = conv_tile(pixels, c, k, tiles((1, k, pixels, 1)), device)
+    size, warps = SHAPES[tile.slab, tile.out]
+    assert tile.pixels == size
+    assert tile.shared == shared_bytes(size, tile.slab, tile.out, warps, c) <= device.shared_limit
+    assert 1 <= tile.blocks <= min(tiles((1, k, pixels, 1)), ceil(pixels / size))
+    # Nobody waits for a block that has two tiles more than others.
+    pieces = ceil(pixels / size)
+    assert (tile.blocks - 1) * ceil(pieces / tile.blocks) < pieces
+
+
+def test_two_blocks_a_multiprocessor():
+    """Of shared memory, at every 1x1 layer of the networks; the compiler keeps registers to it."""
+    assert POINTWISE
+    for name, layer in POINTWISE.items():
+        tile = conv_tile(10**6, layer.in_channels, layer.out_channels, 512, A100)
+        assert 2 * (tile.shared + 1024) <= 164 << 10, name
+
+
+def test_no_tile():
+    """The vectors of a norm are all in shared memory."""
+    assert conv_tile(10**6, 65536, 64, 512, A100) is None
+
+
+def test_shapes_of_the_kernels_are_powers_of_two():
+    assert all(n & (n - 1) == 0 for numbers in product(*SHAPES) for n in numbers)
