@@ -47,7 +47,7 @@ asan: setup ## the kernel tests of the cpu backend under AddressSanitizer and UB
 	@mkdir -p $(ASAN)
 	@cd $(ASAN) && rm -rf csrc fused_preact tests
 	@cp -a setup.py pyproject.toml README.md LICENSE csrc fused_preact tests $(ASAN)
-	cd $(ASAN) && CXX='$(CXX)' CXXFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O2' FUSED_PREACT_REQUIRE_NATIVE=1 \
+	cd $(ASAN) && CXX='$(CXX)' CXXFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O2' FUSED_PREACT_REQUIRE_NATIVE=1 FUSED_PREACT_CUDA_ARCHS=none \
 		$(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
 	cd $(ASAN) && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
@@ -72,5 +72,5 @@ wheel: setup ## dist/: the sdist, and a wheel built from it
 
 clean: ## remove what was built, but not .venv and runs/
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
-	rm -f fused_preact/_cpu*
+	rm -f fused_preact/_cpu* fused_preact/_cuda*
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -95,6 +95,8 @@ def instruction_sets() -> list[str]:
 
 def nvcc() -> str:
     """The CUDA compiler, from the path or where CUDA is installed."""
+    if os.environ.get(CUDA_ARCHS) == "none":
+        raise ToolMissingError(f"{CUDA_ARCHS} was none")
     home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
     program = shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
     if not program:

@@ -57,9 +57,40 @@ def test_a_build_without_a_compiler_succeeds_and_leaves_the_reason(tmp_path):
 
 
 def test_sources_that_do_not_compile_leave_the_reason(tmp_path):
-    done = build_in_place(tmp_path, CXX="false", FUSED_PREACT_REQUIRE_NATIVE="")
+    done = build_in_place(tmp_path, CXX="false", FUSED_PREACT_REQUIRE_NATIVE="", FUSED_PREACT_CUDA_ARCHS="none")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "fused_preact/_cpu_missing.txt").read_text().startswith("csrc/cpu did not compile")
+
+
+def fake_nvcc(folder, version):
+    """A program that calls itself nvcc, knows sm_80 and sm_90, and comes before the real one."""
+    program = folder / "nvcc"
+    folder.mkdir()
+    program.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {version}, V{version}.1'\necho compute_80 compute_90\n")
+    program.chmod(0o755)
+    return os.pathsep.join([str(folder), os.environ["PATH"]])
+
+
+WITHOUT_CUDA = {
+    "none": ({"FUSED_PREACT_CUDA_ARCHS": "none"}, None, "FUSED_PREACT_CUDA_ARCHS was none"),
+    "missing": ({"CUDA_HOME": "/nowhere"}, "", "there is no nvcc, in the path or in /nowhere"),
+    "old": ({}, "11.8", "nvcc 11.8 is too old, expected 12.0 or newer"),
+    "unknown": ({"FUSED_PREACT_CUDA_ARCHS": "9.0 12.0+PTX"}, "12.4", "FUSED_PREACT_CUDA_ARCHS has 12.0+PTX, which this nvcc does not know"),
+    "nonsense": (
+        {"FUSED_PREACT_CUDA_ARCHS": "sm_90"},
+        "12.4",
+        "FUSED_PREACT_CUDA_ARCHS has 'sm_90', expected compute capabilities such as 9.0 or 9.0+PTX",
+    ),
+}
+
+
+@pytest.mark.parametrize(("env", "version", "reason"), WITHOUT_CUDA.values(), ids=WITHOUT_CUDA)
+def test_a_build_without_cuda_leaves_the_reason(env, version, reason, tmp_path):
+    if version is not None:
+        env["PATH"] = fake_nvcc(tmp_path / "bin", version) if version else os.path.dirname(sys.executable)
+    done = build_in_place(tmp_path, CXX="no-such-compiler", FUSED_PREACT_REQUIRE_NATIVE="", **env)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "fused_preact/_cuda_missing.txt").read_text() == f"{reason}\n"
 
 
 def test_a_build_that_is_required_fails(tmp_path):
@@ -81,7 +112,7 @@ def dist(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("dist")
     ignored = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, tmp / "source", ignore=ignored)
-    env = os.environ | {"FUSED_PREACT_REQUIRE_NATIVE": "1" if COMPILER else ""}
+    env = os.environ | {"FUSED_PREACT_REQUIRE_NATIVE": "1" if COMPILER else "", "FUSED_PREACT_CUDA_ARCHS": "8.0"}
     check(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp / "dist", tmp / "source", env=env)
     return tmp / "dist"
 

@@ -245,15 +245,17 @@ const char* cudaGetErrorString(int error) {
 // Memory that kernels may touch from now on.
 void ptxsim_region(const void* data, size_t bytes, const char* name, int writable) { runtime().regions.add(data, bytes, name, writable != 0); }
 
-// Kernels may touch no memory any longer.
-void ptxsim_forget_memory() { runtime().regions.clear(); }
-
-// Forgets memory, launches and what was reported.
-void ptxsim_clear() {
+// Before the next launch: forgets which memory kernels may touch, and what was reported.
+void ptxsim_next() {
     runtime().regions.clear();
-    runtime().launches.clear();
     runtime().report.clear();
     runtime().error = SUCCESS;
+}
+
+// Forgets launches too.
+void ptxsim_clear() {
+    ptxsim_next();
+    runtime().launches.clear();
 }
 
 void ptxsim_configure(int order, uint64_t seed, int copies_at_once, int checks) { runtime().config = {Order(order), seed, copies_at_once != 0, checks != 0}; }

@@ -40,12 +40,12 @@ def tensor_cores(kernel: str, layer: Layer, capability: int) -> set[str]:
 
 
 def cases():
-    """All shapes for sm_90, which most users have; all of sm_80 and sm_100 among the slow tests, and some here."""
+    """All shapes among the slow tests, and some here."""
     for capability in (80, 90, 100):
-        marks = [] if capability == 90 else [pytest.mark.slow]
         for part in range(PARTS):
-            yield pytest.param(capability, "bfloat16", list(LAYERS)[part::PARTS], id=f"sm{capability}-bfloat16-part{part}", marks=marks)
-    for capability, dtype in ((80, "bfloat16"), (100, "bfloat16"), (90, "float16"), (90, "float32")):
+            label = f"sm{capability}-bfloat16-part{part}"
+            yield pytest.param(capability, "bfloat16", list(LAYERS)[part::PARTS], id=label, marks=pytest.mark.slow)
+    for capability, dtype in ((80, "bfloat16"), (90, "bfloat16"), (100, "bfloat16"), (90, "float16"), (90, "float32")):
         yield pytest.param(capability, dtype, SOME, id=f"sm{capability}-{dtype}-some")
 
 

@@ -78,8 +78,10 @@ def device(index: int | None) -> Device:
 def _load_simulated() -> str | None:
     name, library = "fused_preact._cuda", SIMULATOR / "_cuda.so"
     if not library.exists():
-        return f"{SIMULATED} is set, and the library for the simulator is not built: python -m tests.ptxsim.build, in a checkout with nvcc"
+        return f"{SIMULATED} is set, and the simulator is not built: python -m tests.ptxsim.build, in a checkout with nvcc"
     spec = importlib.util.spec_from_file_location(name, library)
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return None
+    from fused_preact.backends.cuda import simulated as simulator
+
+    return f"the simulator can't run the library: {reported}" if (reported := simulator.report()) else None

@@ -2,7 +2,6 @@
 
 import ctypes
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
@@ -13,22 +12,24 @@ _library = ctypes.CDLL(str(SIMULATOR / "libptxsim.so"))
 _library.ptxsim_report.restype = ctypes.c_char_p
 
 
+def report() -> str:
+    """What it objects to since the last launch began, a sentence a line."""
+    return _library.ptxsim_report().decode().strip()
+
+
 def launch(kernel: Callable[..., None], numbers: tuple, reads: dict[str, Tensor | None], writes: dict[str, Tensor | None]) -> None:
     """Raises RuntimeError with what the simulator objects to."""
-    _library.ptxsim_forget_memory()
+    _library.ptxsim_next()
     # What is read and written is writable.
     tensors = [(name, t, writable) for own, writable in ((reads, 0), (writes, 1)) for name, t in own.items() if t is not None]
     for name, t, writable in tensors:
         _library.ptxsim_region(ctypes.c_void_p(t.data_ptr()), ctypes.c_size_t(_span(t)), name.encode(), writable)
-    failed: Any = None
     try:
         kernel(0, 0, *numbers, *(0 if t is None else t.data_ptr() for t in (*reads.values(), *writes.values())))
     except RuntimeError as error:
-        failed = error
-    if report := _library.ptxsim_report().decode():
-        raise RuntimeError(f"the simulator objects: {report}") from failed
-    if failed:
-        raise failed
+        if reported := report():
+            raise RuntimeError(f"{error}: {reported}") from None
+        raise
 
 
 def _span(t: Tensor) -> int:
