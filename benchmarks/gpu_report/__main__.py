@@ -35,7 +35,7 @@ def parser() -> ArgumentParser:
     add = made.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
     add("--minutes", type=number(above=True), default=9.0, metavar="M", help="for everything; what finds no time is a row (default: 9)")
-    add("--only", type=_parts, metavar="PART,..", help=f"of {', '.join(parts.NAMES)} (default: all but profile)")
+    add("--only", type=_parts, metavar="PART,..", help=f"of {', '.join(parts.NAMES)} (default: all but tests and profile)")
     add("--backend", type=_names, default=(), metavar="NAME,..", help="backends to measure (default: every native one that is usable)")
     add("--device", type=device, help="cuda, cuda:N, or cpu, which means --dry-run (default: cuda)")
     add("--dry-run", action="store_true", help="everything with tiny sizes, to see that it runs; on the cpu where there is no GPU")

@@ -31,6 +31,7 @@ PARTS = (
     Part("resnet200", "steps", 60),
     Part("memory", "memory", 40, workers=3, gigabytes=40),
     Part("sanitizer", "tools", 40),
+    Part("tests", "suite", 400, asked=True),
     Part("profile", "tools", 40, asked=True),
 )
 NAMES = tuple(part.name for part in PARTS)

@@ -19,7 +19,7 @@ from benchmarks.gpu_report.parts import NAMES, PARTS
 from benchmarks.gpu_report.runner import Runner
 from fused_preact.backends import eager
 
-EVERY_PART = [name for name in NAMES if name != "profile"]
+EVERY_PART = [name for name in NAMES if name not in ("tests", "profile")]
 
 # Backends that fail in every way that a GPU has.
 FAKES = """
@@ -270,6 +270,14 @@ print("Duration us 12")
     assert sum(name.startswith("memcheck bfloat16") and row["ok"] for name, row in by_name.items()) == 48
     assert by_name["ncu"]["file"] == "profile.txt"
     assert "Duration us 12" in (tmp_path / "out" / "profile.txt").read_text()
+
+
+def test_the_projects_own_tests_are_rows(tmp_path):
+    found = report(tmp_path / "out", "--only", "tests", "--backend", "eager")
+    (row,) = (row for row in found["rows"] if row["part"] == "tests")
+    assert row["name"] == "tests eager"
+    assert row["passed"] > 0
+    assert "failed" not in row
 
 
 def test_an_interrupted_report_is_written_and_leaves_no_process(tmp_path, fakes, capsys):

@@ -62,7 +62,7 @@ class Given:
 
 
 def tile_of(slab, out, c, blocks):
-    pixels, warps = SHAPES[slab, out]
+    pixels, warps, _ = SHAPES[slab, out]
     return ConvTile(pixels, slab, out, blocks, shared_bytes(pixels, slab, out, warps, c))
 
 

@@ -40,7 +40,7 @@ def test_small_activations_have_few_tiles(pixels):
 @pytest.mark.parametrize("pixels", [1, 65, 8192, 131072, 10**7])
 def test_conv_tile(pixels, c, k, device):
     tile = conv_tile(pixels, c, k, tiles((1, k, pixels, 1)), device)
-    size, warps = SHAPES[tile.slab, tile.out]
+    size, warps, _ = SHAPES[tile.slab, tile.out]
     assert tile.pixels == size
     assert tile.shared == shared_bytes(size, tile.slab, tile.out, warps, c) <= device.shared_limit
     assert 1 <= tile.blocks <= min(tiles((1, k, pixels, 1)), ceil(pixels / size))

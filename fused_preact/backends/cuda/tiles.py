@@ -41,24 +41,30 @@ class ConvTile(NamedTuple):
     shared: int
 
 
-# What csrc/cuda/bn_relu_conv2d_fwd.cu is compiled for: (input channels at a time, output channels): (pixels, warps).
+class Shape(NamedTuple):
+    """Pixels and warps of a block of a convolution's kernel, and how many blocks a multiprocessor's registers are shared by."""
+
+    pixels: int
+    warps: int
+    resident: int
+
+
+# What csrc/cuda/bn_relu_conv2d_fwd.cu is compiled for, by input channels at a time and output channels. More of both would spill registers,
+# or leave no room for a second block.
 SHAPES = {
-    (16, 16): (128, 4),
-    (16, 32): (128, 4),
-    (16, 64): (128, 4),
-    (32, 16): (128, 4),
-    (32, 32): (128, 4),
-    (32, 64): (128, 4),
-    (32, 128): (128, 8),
-    (64, 16): (128, 4),
-    (64, 32): (128, 4),
-    (64, 64): (64, 4),
-    (64, 128): (64, 4),
+    (16, 16): Shape(128, 4, 4),
+    (16, 32): Shape(128, 4, 4),
+    (16, 64): Shape(128, 4, 3),
+    (32, 16): Shape(128, 4, 4),
+    (32, 32): Shape(128, 4, 4),
+    (32, 64): Shape(128, 4, 3),
+    (32, 128): Shape(128, 8, 2),
+    (64, 16): Shape(128, 4, 4),
+    (64, 32): Shape(128, 4, 3),
+    (64, 64): Shape(64, 4, 3),
+    (64, 128): Shape(64, 4, 3),
 }
-# More input channels at a time are none faster: a tile would leave no room for a second block.
 WIDEST_SLAB = 64
-# Warps of a convolution that a multiprocessor holds: its registers are shared by so many.
-RESIDENT_WARPS = 16
 # Of every block's shared memory the system takes 1 KiB.
 RESERVED = 1024
 
@@ -83,24 +89,24 @@ def conv_tile(pixels: int, c: int, k: int, tiles: int, device: Device) -> ConvTi
     slab = min(WIDEST_SLAB, max(16, _power_of_two(c)))
     outs = [out for own, out in SHAPES if own == slab]
     out = next((out for out in outs if out >= k), outs[-1])
-    size, warps, shared = _block(slab, out, c)
+    shape, shared = _block(slab, out, c)
     # Half as wide, if that leaves fewer multiprocessors idle, or room for a second block.
-    if out > 64 and (-(-pixels // size) * -(-k // out) < device.multiprocessors or 2 * (shared + RESERVED) > device.shared_limit):
+    if out > 64 and (-(-pixels // shape.pixels) * -(-k // out) < device.multiprocessors or 2 * (shared + RESERVED) > device.shared_limit):
         out = 64
-        size, warps, shared = _block(slab, out, c)
+        shape, shared = _block(slab, out, c)
     if shared > device.shared_limit:
         return None
-    resident = max(1, min(RESIDENT_WARPS // warps, device.shared_limit // (shared + RESERVED)))
-    pieces = -(-pixels // size)
+    resident = max(1, min(shape.resident, device.shared_limit // (shared + RESERVED)))
+    pieces = -(-pixels // shape.pixels)
     most = min(tiles, pieces, max(1, device.multiprocessors * resident // -(-k // out)))
     # As even as they can be.
-    return ConvTile(size, slab, out, -(-pieces // -(-pieces // most)), shared)
+    return ConvTile(shape.pixels, slab, out, -(-pieces // -(-pieces // most)), shared)
 
 
-def _block(slab: int, out: int, c: int) -> tuple[int, int, int]:
-    """Pixels, warps and bytes of shared memory."""
-    pixels, warps = SHAPES[slab, out]
-    return pixels, warps, shared_bytes(pixels, slab, out, warps, c)
+def _block(slab: int, out: int, c: int) -> tuple[Shape, int]:
+    """The shape, and its bytes of shared memory."""
+    shape = SHAPES[slab, out]
+    return shape, shared_bytes(shape.pixels, slab, out, shape.warps, c)
 
 
 def shared_bytes(pixels: int, slab: int, out: int, warps: int, c: int) -> int:
