@@ -36,7 +36,7 @@ ONCE = ("bn_vectors", "unit", "pool", "dispatch", "binding")
 CUDA = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xptxas", "-warn-spills"]
 CUDA_SOURCES = ("bn", "bn_vectors", "bn_relu_conv2d_fwd")
 CUDA_ARCHS = "FUSED_PREACT_CUDA_ARCHS"
-CUDA_DEFAULT = "8.0 8.6 8.9 9.0 10.0 12.0+PTX"
+CUDA_DEFAULT = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 CUDA_OLDEST = (12, 0)
 
 # Set: a library that does not compile here is an error.
@@ -94,13 +94,13 @@ def instruction_sets() -> list[str]:
 
 
 def nvcc() -> str:
-    """The CUDA compiler, from the path or where CUDA is installed."""
-    if os.environ.get(CUDA_ARCHS) == "none":
+    """The CUDA compiler: that of $CUDA_HOME, or from the path or where CUDA is installed."""
+    if os.environ.get(CUDA_ARCHS, "").strip().lower() == "none":
         raise ToolMissingError(f"{CUDA_ARCHS} was none")
-    home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
-    program = shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
+    home = os.environ.get("CUDA_HOME")
+    program = shutil.which(f"{home}/bin/nvcc") if home else shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
     if not program:
-        raise ToolMissingError(f"there is no nvcc, in the path or in {home}")
+        raise ToolMissingError(f"there is no nvcc in {home}/bin" if home else "there is no nvcc, in the path or in /usr/local/cuda/bin")
     said = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
     version = re.search(r"release (\d+)\.(\d+)", said)
     if not version:
@@ -111,17 +111,18 @@ def nvcc() -> str:
 
 
 def architectures(program: str) -> list[str]:
-    """What to compile for: "9.0", or "9.0+PTX" for later ones too. Of the default, those that this nvcc does not know are left out."""
+    """What to compile for: "9.0", or "9.0+PTX" for later ones too. Of the default, what this nvcc knows, the last of it with PTX."""
     known = set(re.findall(r"compute_(\d+)\b", subprocess.run([program, "--list-gpu-arch"], capture_output=True, text=True).stdout))
-    given = os.environ.get(CUDA_ARCHS)
-    archs = re.split(r"[\s,;]+", (given or CUDA_DEFAULT).strip())
-    for arch in archs:
-        if not re.fullmatch(r"\d+\.\d(\+PTX)?", arch):
-            raise NotBuiltError(f"{CUDA_ARCHS} has {arch!r}, expected compute capabilities such as 9.0 or 9.0+PTX")
-    missing = [arch for arch in archs if _number(arch) not in known]
-    if given and missing:
-        raise NotBuiltError(f"{CUDA_ARCHS} has {missing[0]}, which this nvcc does not know")
-    return [arch for arch in archs if arch not in missing]
+    given = [arch for arch in re.split(r"[\s,;]+", os.environ.get(CUDA_ARCHS, "")) if arch]
+    for arch in given:
+        if not re.fullmatch(r"\d+\.\d(\+PTX)?", arch) or float(arch.removesuffix("+PTX")) < 8:
+            raise NotBuiltError(f"{CUDA_ARCHS} has {arch!r}, expected compute capabilities from 8.0 on, such as 9.0 or 9.0+PTX")
+        if _number(arch) not in known:
+            raise NotBuiltError(f"{CUDA_ARCHS} has {arch}, which this nvcc does not know")
+    if given:
+        return given
+    *others, last = (arch for arch in CUDA_DEFAULT if _number(arch) in known)
+    return [*others, f"{last}+PTX"]
 
 
 def _number(arch: str) -> str:
@@ -175,13 +176,17 @@ def cuda_library() -> list[str]:
     program = nvcc()
     archs = architectures(program)
     host = [*compiler(), *COMMON, *shlex.split(os.environ.get("CXXFLAGS", ""))]
-    device = [program, *CUDA, *(["-Xptxas", "-Werror"] if os.environ.get(REQUIRED) else []), *targets(archs)]
+    device = [program, *CUDA, *(["-Xptxas", "-Werror"] if required() else []), *targets(archs)]
     link = [program, "-shared", "-cudart", "static", "-Xlinker", "--exclude-libs=ALL"]
     lines = [*rule("compile", host, depfile=True), *rule("cuda", device, depfile=True), *rule("link", link)]
     lines += compiled("compile", "cuda", "binding", "binding.cpp", [*includes(), f'-DFUSED_PREACT_CUDA_ARCHS="{" ".join(archs)}"'])
     for source in CUDA_SOURCES:
         lines += compiled("cuda", "cuda", source, f"{source}.cu")
     return [*lines, linked("cuda", ["binding", *CUDA_SOURCES])]
+
+
+def required() -> bool:
+    return os.environ.get(REQUIRED, "0") not in ("", "0")
 
 
 def escape(text: str) -> str:
@@ -213,7 +218,7 @@ class BuildNative(build_ext):
             try:
                 built = build(name, lines)
             except (NotBuiltError, OSError) as reason:
-                if os.environ.get(REQUIRED) and not isinstance(reason, ToolMissingError):
+                if required() and not isinstance(reason, ToolMissingError):
                     raise CompileError(str(reason)) from None
                 library.unlink(missing_ok=True)
                 reason_file.write_text(f"{reason}\n", encoding="utf-8")

@@ -73,13 +73,18 @@ def fake_nvcc(folder, version):
 
 WITHOUT_CUDA = {
     "none": ({"FUSED_PREACT_CUDA_ARCHS": "none"}, None, "FUSED_PREACT_CUDA_ARCHS was none"),
-    "missing": ({"CUDA_HOME": "/nowhere"}, "", "there is no nvcc, in the path or in /nowhere"),
+    "missing": ({"CUDA_HOME": "/nowhere"}, None, "there is no nvcc in /nowhere/bin"),
     "old": ({}, "11.8", "nvcc 11.8 is too old, expected 12.0 or newer"),
     "unknown": ({"FUSED_PREACT_CUDA_ARCHS": "9.0 12.0+PTX"}, "12.4", "FUSED_PREACT_CUDA_ARCHS has 12.0+PTX, which this nvcc does not know"),
     "nonsense": (
         {"FUSED_PREACT_CUDA_ARCHS": "sm_90"},
         "12.4",
-        "FUSED_PREACT_CUDA_ARCHS has 'sm_90', expected compute capabilities such as 9.0 or 9.0+PTX",
+        "FUSED_PREACT_CUDA_ARCHS has 'sm_90', expected compute capabilities from 8.0 on, such as 9.0 or 9.0+PTX",
+    ),
+    "before-8.0": (
+        {"FUSED_PREACT_CUDA_ARCHS": "7.5;9.0"},
+        "12.4",
+        "FUSED_PREACT_CUDA_ARCHS has '7.5', expected compute capabilities from 8.0 on, such as 9.0 or 9.0+PTX",
     ),
 }
 
@@ -87,7 +92,7 @@ WITHOUT_CUDA = {
 @pytest.mark.parametrize(("env", "version", "reason"), WITHOUT_CUDA.values(), ids=WITHOUT_CUDA)
 def test_a_build_without_cuda_leaves_the_reason(env, version, reason, tmp_path):
     if version is not None:
-        env["PATH"] = fake_nvcc(tmp_path / "bin", version) if version else os.path.dirname(sys.executable)
+        env = env | {"PATH": fake_nvcc(tmp_path / "bin", version), "CUDA_HOME": ""}
     done = build_in_place(tmp_path, CXX="no-such-compiler", FUSED_PREACT_REQUIRE_NATIVE="", **env)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "fused_preact/_cuda_missing.txt").read_text() == f"{reason}\n"

@@ -123,6 +123,7 @@ void bind_conv(py::module_& m) {
 PYBIND11_MODULE(_cuda, m) {
     m.doc() = "Native kernels for CUDA GPUs. Calls return before the device is done.";
     m.attr("architectures") = FUSED_PREACT_CUDA_ARCHS;
+    m.def("versions", [] { return std::make_pair(versions().driver, versions().runtime); }, "CUDA's versions, such as 13000, of the driver and of the library.");
     py::enum_<Dtype>(m, "Dtype").value("float32", Dtype::float32).value("bfloat16", Dtype::bfloat16).value("float16", Dtype::float16);
     py::class_<Grid>(m, "Grid", "Threads of a block across channels and down pixels, and blocks.").def(py::init([](int columns, int rows, int blocks) {
         return Grid{columns, rows, blocks};

@@ -32,7 +32,8 @@ __global__ void bn_stats_kernel(const T* x, float* stats, int tiles, int64_t pix
     add_rows(rows, columns, shift, means);
     if (rows.row == 0) {
 #pragma unroll
-        for (int i = 0; i < N; ++i) shift[i] /= float(max(int64_t(1), min(int64_t(rows.rows), count)));
+        // As T stores it: then differences from it are exact, where values have few bits.
+        for (int i = 0; i < N; ++i) shift[i] = widened(T(shift[i] / float(max(int64_t(1), min(int64_t(rows.rows), count)))));
         means.put(rows.column, shift);
     }
     __syncthreads();
@@ -92,7 +93,7 @@ __global__ void bn_relu_bwd_kernel(const T* dz, const T* x, const float* bn, int
 #pragma unroll
                 for (int i = 0; i < N; ++i) value[i] = norm(in[i], i) <= 0 ? 0 : value[i];
             }
-            store(g + at, value);
+            if (g) store(g + at, value);
 #pragma unroll
             for (int i = 0; i < N; ++i) {
                 own.first[i] += value[i];

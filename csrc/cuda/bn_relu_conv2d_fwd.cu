@@ -65,7 +65,7 @@ template <class Body>
 bool with_shape(const ConvTile& tile, int channels, Body&& body) {
     auto is = [&](auto shape) {
         using S = decltype(shape);
-        const bool same = tile.pixels == S::PIXELS && tile.slab == S::SLAB && tile.out == S::OUT && channels > S::SLAB == S::MANY;
+        const bool same = tile.pixels == S::PIXELS && tile.slab == S::SLAB && tile.out == S::OUT && (channels > S::SLAB) == S::MANY;
         if (same) body(shape);
         return same;
     };

@@ -110,6 +110,13 @@ Status launch(void (*kernel)(Record), const Record& args) {
 
 }  // namespace
 
+Versions versions() {
+    Versions found{};
+    cudaDriverGetVersion(&found.driver);
+    cudaRuntimeGetVersion(&found.runtime);
+    return found;
+}
+
 Status launch_bn_merge(const BnFinalize& args) { return launch(bn_merge_kernel, args); }
 Status launch_bn_finalize(const BnFinalize& args) { return launch(bn_finalize_kernel, args); }
 Status launch_bn_coeffs(const BnCoeffs& args) { return launch(bn_coeffs_kernel, args); }

@@ -9,7 +9,7 @@ inline const char* impossible(const Elementwise& a) {
     if (a.grid.columns < 1 || a.grid.rows < 1 || a.grid.blocks < 1 || a.grid.columns * a.grid.rows > 1024) return "expected blocks of 1 to 1024 threads";
     if (a.sums && (a.tiles < 1 || a.grid.blocks > a.tiles)) return "expected a tile for each block";
     if (!a.x || !(a.out || a.sums)) return "x and the result must be given";
-    if ((a.bn || a.coeffs ? !a.out : !a.sums) || (a.coeffs && !a.grad) || (a.grad && a.bn && !a.sums)) return "a tensor is missing";
+    if (a.grad ? !(a.bn && a.sums) && !(a.coeffs && a.out) : a.bn ? !a.out : !a.sums) return "a tensor is missing";
     return nullptr;
 }
 
@@ -27,7 +27,8 @@ inline const char* impossible(const BnCoeffs& a) {
 inline const char* impossible(const BnReluConv2dFwd& a) {
     if (a.dtype == Dtype::float32) return "expected a dtype of 16 bits";
     if (a.pixels < 1 || a.c < 8 || a.k < 8 || a.c % 8 || a.k % 8) return "expected a pixel, and channels in multiples of 8";
-    if (a.tile.blocks < 1 || (a.stats && a.tile.blocks > a.stats_tiles)) return "expected a tile of statistics for each block";
+    if (a.tile.pixels < 1 || a.tile.blocks < 1 || a.tile.blocks > (a.pixels + a.tile.pixels - 1) / a.tile.pixels) return "expected no more blocks than tiles";
+    if (a.stats && a.tile.blocks > a.stats_tiles) return "expected a tile of statistics for each block";
     return a.x && a.weight && a.y ? nullptr : "x, weight and y must be given";
 }
 

@@ -4,6 +4,12 @@
 
 namespace fused_preact::cuda {
 
+// CUDA versions, such as 13000: the driver's newest (0: there is none), and the one that the library was built with.
+struct Versions {
+    int driver, runtime;
+};
+Versions versions();
+
 Status launch_bn_stats(const Elementwise&);
 Status launch_bn_relu(const Elementwise&);
 Status launch_bn_relu_bwd(const Elementwise&);

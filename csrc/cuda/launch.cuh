@@ -48,7 +48,7 @@ class SharedMemoryLimit {
   public:
     template <class Kernel>
     Status raise(Kernel* kernel, int device) {
-        const uint64_t own = uint64_t(1) << (device % 64);
+        const uint64_t own = device < 64 ? uint64_t(1) << device : 0;
         if (raised_ & own) return {};
         int most = 0;
         cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);

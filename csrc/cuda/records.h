@@ -37,7 +37,7 @@ struct Elementwise {
     const void* grad = nullptr;
     const float* coeffs = nullptr;
     const void* add = nullptr;  // or null
-    void* out = nullptr;        // may be grad
+    void* out = nullptr;        // may be grad; null: only the sums
     float* sums = nullptr;      // [tiles, 3, channels], of a gradient [tiles, 2, channels]; a tile for each block, zeros in others
     int tiles = 0;
 };

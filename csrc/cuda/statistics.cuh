@@ -4,10 +4,10 @@
 
 namespace fused_preact::cuda {
 
-// Thread c has output channel c.
+// Thread c has output channel c. Its mean is kept as a difference from the channel's first value: a large mean has no room for what tiles differ by.
 template <class T, class S>
 struct Statistics {
-    float count = 0, mean = 0, m2 = 0;
+    float count = 0, reference = 0, mean = 0, m2 = 0;
 
     // A tile, of which y has so many pixels. sums: SUMS_BYTES of shared memory. All threads must come.
     __device__ void add(const char* staged, float* sums, int pixels, bool inside) {
@@ -20,6 +20,7 @@ struct Statistics {
         const float n = float(pixels);
         const bool about_zero = total.x * (total.x / n) <= LARGE * (total.y - total.x * (total.x / n));
         float about = 0;
+        if (count == 0) reference = value_of_first(staged);
         if (__syncthreads_or(!about_zero || pixels < S::PIXELS)) {
             sum_about_first(staged, sums, pixels, inside);
             __syncthreads();
@@ -27,7 +28,7 @@ struct Statistics {
             about = value_of_first(staged);
         }
         const float offset = total.x / n, squares = total.y - total.x * offset;
-        merge(n, about + offset, squares < 0 ? 0 : squares);
+        merge(n, (about - reference) + offset, squares < 0 ? 0 : squares);
     }
 
     // As the block's tile, and zeros in those that no block has.
@@ -38,7 +39,7 @@ struct Statistics {
             const bool own = tile == blockIdx.x;
             float* const at = stats + int64_t(tile) * 3 * k + channel;
             at[0] = own ? count : 0;
-            at[k] = own ? mean : 0;
+            at[k] = own ? reference + mean : 0;
             at[2 * int64_t(k)] = own ? m2 : 0;
         }
     }

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_preact.backends.layout import conv_out_shape
+from fused_preact.backends.layout import conv_out_shape, wide
 from fused_preact.backends.records import Conv, Pair
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -48,6 +48,8 @@ def statistics(stats: Any, x: Tensor) -> None:
     if not isinstance(stats, Tensor) or stats.dim() != 3 or stats.size(1) != 3 or stats.size(2) != x.size(1):
         got = tuple(stats.shape) if isinstance(stats, Tensor) else type(stats).__name__
         raise ValueError(f"stats must have shape (tiles, 3, {x.size(1)}), as the call that made x returned them, got {got}")
+    if stats.dtype != wide(x.dtype):
+        raise TypeError(f"stats must have dtype {wide(x.dtype)}, as the call that made x returned them, got {stats.dtype}")
     beside("stats", stats, x)
 
 

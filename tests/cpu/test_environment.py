@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from fused_preact.backends import native
 from fused_preact.backends.cpu import environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +26,8 @@ def library(monkeypatch):
                 raise found
             return found
 
-        monkeypatch.setattr(environment, "importlib", SimpleNamespace(import_module=own))
+        for module in (environment, native):
+            monkeypatch.setattr(module, "importlib", SimpleNamespace(import_module=own))
 
     return pretend
 
@@ -38,14 +40,14 @@ def test_usable(library):
 
 def test_missing(library, monkeypatch, tmp_path):
     library(ModuleNotFoundError("No module named 'fused_preact._cpu'"))
-    monkeypatch.setattr(environment, "REASON", tmp_path / "reason.txt")
+    monkeypatch.setattr(native, "PACKAGE", tmp_path)
     assert environment.unavailable() == "the native library is not built: it takes a C++ compiler when the package is installed"
-    (tmp_path / "reason.txt").write_text("ninja is not installed; pip install ninja\n")
+    (tmp_path / "_cpu_missing.txt").write_text("ninja is not installed; pip install ninja\n")
     assert environment.unavailable() == "the native library is not built: ninja is not installed; pip install ninja"
 
 
 def test_the_reason_is_looked_for_beside_the_library():
-    assert environment.REASON == ROOT / "fused_preact/_cpu_missing.txt"
+    assert native.PACKAGE == ROOT / "fused_preact"
 
 
 def test_damaged(library):
@@ -63,7 +65,7 @@ def test_forced_to_an_instruction_set(library, monkeypatch):
     )
 
 
-native = pytest.mark.skipif(environment.unavailable() is not None, reason=f"cpu: {environment.unavailable()}")
+needs_library = pytest.mark.skipif(environment.unavailable() is not None, reason=f"cpu: {environment.unavailable()}")
 
 
 def forced(monkeypatch, isa: str, program: str) -> str:
@@ -72,7 +74,7 @@ def forced(monkeypatch, isa: str, program: str) -> str:
     return subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
-@native
+@needs_library
 @pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "avx512_bf16"])
 def test_the_library_runs_what_it_is_told(monkeypatch, isa):
     from fused_preact import _cpu
@@ -82,13 +84,13 @@ def test_the_library_runs_what_it_is_told(monkeypatch, isa):
     assert forced(monkeypatch, isa, "from fused_preact.backends.cpu.environment import isa; print(isa())") == isa
 
 
-@native
+@needs_library
 def test_an_unknown_instruction_set_makes_the_backend_unusable_and_nothing_else(monkeypatch):
     program = "import fused_preact; found = fused_preact.available_backends(); print(found['cpu']); assert found['eager'] is None"
     assert forced(monkeypatch, "avx1024", program).startswith("FUSED_PREACT_CPU_ISA is 'avx1024', expected one of")
 
 
-@native
+@needs_library
 def test_another_instruction_set_can_be_set(monkeypatch):
     from fused_preact import _cpu
 

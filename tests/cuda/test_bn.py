@@ -147,13 +147,35 @@ def test_bn_finalize_frozen():
 @dtypes
 @shapes
 @pytest.mark.parametrize("relu", [True, False])
-def test_bn_relu(shape, dtype, relu):
-    given = Given(shape, dtype, 3.0)
+@pytest.mark.parametrize("offset", [3.0, 1000.0])
+def test_bn_relu(shape, dtype, relu, offset):
+    given = Given(shape, dtype, offset)
     out = given.empty()
     run("bn_relu", x=given.rows(given.x), bn=given.bn, relu=relu, z=out, **given.common)
     assert_as_accurate(
         "z", given.nchw(out), EAGER.bn_relu(given.x, given.bn, relu), EAGER.bn_relu(given.x.double(), given.bn.double(), relu)
     )
+
+
+@dtypes
+def test_a_gradient_stops_where_bn_is_zero(dtype):
+    """As in torch: relu has no slope at 0."""
+    given = Given((16, 1, 4, 4), dtype)
+    x, g, sums, bn = torch.full((16, 16), 2.0).to(dtype), given.empty(), nan(6, 2, 16), given.bn.clone()
+    bn[0], bn[3] = 2.0, 0.0
+    run("bn_relu_bwd", dz=given.rows(given.dz), x=x, bn=bn, g=g, sums=sums, **given.common)
+    assert not g.any()
+    assert not sums.any()
+
+
+@dtypes
+def test_sums_alone(dtype):
+    given = Given((24, 3, 5, 13), dtype)
+    fields = {"dz": given.rows(given.dz), "x": given.rows(given.x), "bn": given.bn, **given.common}
+    beside, alone = nan(6, 2, 24), nan(6, 2, 24)
+    run("bn_relu_bwd", g=given.empty(), sums=beside, **fields)
+    run("bn_relu_bwd", sums=alone, **fields)
+    assert torch.equal(alone, beside)
 
 
 @dtypes

@@ -62,7 +62,7 @@ class Given:
 
 
 def tile_of(slab, out, c, blocks):
-    pixels, warps, _ = SHAPES[slab, out]
+    pixels, warps, *_ = SHAPES[slab, out]
     return ConvTile(pixels, slab, out, blocks, shared_bytes(pixels, slab, out, warps, c))
 
 
@@ -90,7 +90,17 @@ def test_other_prologues(relu, norm, dtype):
 
 
 @dtypes
-@pytest.mark.parametrize("offset", [3.0, 50.0])
+@pytest.mark.parametrize("pixels", [120, 127, 128, 129])
+def test_statistics_of_a_tile_that_is_nearly_full(pixels, dtype):
+    """What lies beyond the last pixel is relu(shift), and does not count."""
+    given = Given(dtype, 24, 16, (1, 1, pixels), bias=False, residual=False)
+    y, stats, _ = given(tile_of(32, 16, 24, 1), stats_tiles=1)
+    given.assert_y(y)
+    given.assert_stats(stats, y)
+
+
+@dtypes
+@pytest.mark.parametrize("offset", [3.0, 5.0, 8.0, 16.0, 50.0, 1000.0])
 def test_statistics_where_the_mean_is_large(offset, dtype):
     """Unshifted sums of squares would cancel."""
     given = Given(dtype, 16, 64, (1, 32, 32), bias=False, offset=offset)
@@ -141,7 +151,8 @@ def test_counts(c, k, image, residual, instructions):
     tile = large._replace(blocks=-(-given.pixels // large.pixels))
     _, _, done = given(tile, stats_tiles=tiles)
     assert done.instructions <= instructions * image[0]
-    assert done.shared[0] <= 1.2 * done.shared[1]
+    # 1.2 is the aim.
+    assert done.shared[0] <= 1.02 * done.shared[1]
     columns = -(-k // tile.out)
     least = {"x": columns * c, "y": k} | ({"residual": k} if residual else {})
     for name, channels in least.items():

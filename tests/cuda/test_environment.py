@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fused_preact.backends import backend
+from fused_preact.backends import available_backends, backend
 from fused_preact.backends.cuda import environment
-from fused_preact.backends.cuda.environment import SIMULATED, misses
+from fused_preact.backends.cuda.environment import SIMULATED, misses, outdated
 from fused_preact.backends.records import Case, Conv
 from tests.cuda.kernels import needs_simulator
 
@@ -43,6 +43,12 @@ def test_code_that_does_not_run(capability, compiled, reason):
     assert misses(capability, compiled) == reason
 
 
+def test_a_driver_that_is_too_old():
+    assert outdated(12080, 13000) == "the native library was built with CUDA 13.0, and the driver is for CUDA 12.8"
+    assert outdated(12020, 12080) is None
+    assert outdated(13010, 12080) is None
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu():
     reason = unavailable(**{SIMULATED: "0"})
@@ -59,6 +65,7 @@ def test_a_simulator_that_is_not_built(monkeypatch, tmp_path):
 
 @needs_simulator
 def test_the_simulator_stands_in_for_a_gpu():
+    assert available_backends()["cuda"] is None
     assert unavailable(**{SIMULATED: "1"}) == "None"
 
 
@@ -70,7 +77,7 @@ def test_refusals():
     assert cuda.why_not(whole._replace(device="cuda")) == "the cuda backend runs on cpu tensors here, not on cuda tensors"
     assert cuda.why_not(whole._replace(dtype=torch.float64)) == "the cuda backend takes float32, bfloat16 and float16, not float64"
     narrow = whole._replace(weight=(16, 4, 1, 1), conv=Conv(groups=4))
-    assert cuda.why_not(narrow) == "the cuda backend takes groups of 8 channels and more, which fill 16 bytes, not of 4"
+    assert cuda.why_not(narrow) == "the cuda backend takes groups of 8 channels and more, not of 4"
 
 
 @needs_simulator

@@ -40,10 +40,12 @@ def test_small_activations_have_few_tiles(pixels):
 @pytest.mark.parametrize("pixels", [1, 65, 8192, 131072, 10**7])
 def test_conv_tile(pixels, c, k, device):
     tile = conv_tile(pixels, c, k, tiles((1, k, pixels, 1)), device)
-    size, warps, _ = SHAPES[tile.slab, tile.out]
+    size, warps, *resident = SHAPES[tile.slab, tile.out]
     assert tile.pixels == size
     assert tile.shared == shared_bytes(size, tile.slab, tile.out, warps, c) <= device.shared_limit
     assert 1 <= tile.blocks <= min(tiles((1, k, pixels, 1)), ceil(pixels / size))
+    # All at once.
+    assert tile.blocks * ceil(k / tile.out) <= max(device.multiprocessors * resident[c > tile.slab], ceil(k / tile.out))
     # Nobody waits for a block that has two tiles more than others.
     pieces = ceil(pixels / size)
     assert (tile.blocks - 1) * ceil(pieces / tile.blocks) < pieces

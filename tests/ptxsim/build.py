@@ -37,30 +37,33 @@ def missing() -> str | None:
 
 
 def ninja_file() -> str:
-    sources, kernels, package = sorted(HERE.glob("*.cpp")), sorted((HERE / "kernels").glob("*.cu")), ROOT / "csrc" / "cuda"
-    cuda, link = f"{nvcc()} {shlex.join(NVCC)}", f"-shared -cudart none -Xlinker -rpath={BUILD} -L{BUILD} -lptxsim"
-    host = f"g++ {shlex.join(CXX)}"
-    binding = (
-        f"{host} -fvisibility=hidden -I{sysconfig.get_path('include')} -I{pybind11.get_include()} '-DFUSED_PREACT_CUDA_ARCHS=\"8.0+PTX\"'"
-    )
-    objects = [f"{BUILD}/{source.stem}.o" for source in sources]
-    parts = [f"{BUILD}/_cuda/{source.stem}.o" for source in sorted(package.glob("*.cu"))]
+    """With paths from ROOT on: a folder above may have a space in its name."""
+    here, build, package = (path.relative_to(ROOT) for path in (HERE, BUILD, ROOT / "csrc" / "cuda"))
+
+    def names(folder: Path, pattern: str) -> list[str]:
+        return sorted(path.stem for path in (ROOT / folder).glob(pattern))
+
+    cuda, host = shlex.join([str(nvcc()), *NVCC]), shlex.join(["g++", *CXX])
+    headers = shlex.join([f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}", '-DFUSED_PREACT_CUDA_ARCHS="8.0+PTX"'])
+    simulator, kernels, parts = names(here, "*.cpp"), names(here / "kernels", "*.cu"), names(package, "*.cu")
     lines = [
-        f"builddir = {BUILD}",
+        f"builddir = {build}",
         *_compiling("compile", host),
-        *_compiling("binding", binding),
+        *_compiling("binding", f"{host} -fvisibility=hidden {headers}"),
         *_compiling("cuda", cuda),
-        f"rule simulator\n  command = g++ -shared -Wl,-soname,{LIBRARY.name} -Wl,--version-script={HERE}/exports.map $in -o $out",
-        f"rule library\n  command = {cuda} $in {link} -o $out",
+        f"rule simulator\n  command = g++ -shared -Wl,-soname,{LIBRARY.name} -Wl,--version-script={here}/exports.map $in -o $out",
+        f"rule library\n  command = {cuda} $in -shared -cudart none -Xlinker '-rpath=$$ORIGIN' -L{build} -lptxsim -o $out",
     ]
-    lines += [f"build {BUILD}/{source.stem}.o: compile {source}" for source in sources]
-    lines += [f"build {LIBRARY}: simulator {' '.join(objects)} | {HERE}/exports.map"]
-    lines += [f"build {BUILD}/{kernel.stem}.kernel.o: cuda {kernel}" for kernel in kernels]
-    lines += [f"build {BUILD}/lib{kernel.stem}.so: library {BUILD}/{kernel.stem}.kernel.o | {LIBRARY}" for kernel in kernels]
+    lines += [f"build {build}/{name}.o: compile {here}/{name}.cpp" for name in simulator]
+    lines += [f"build {build}/{LIBRARY.name}: simulator {' '.join(f'{build}/{name}.o' for name in simulator)} | {here}/exports.map"]
+    for name in kernels:
+        lines += [f"build {build}/kernels/{name}.o: cuda {here}/kernels/{name}.cu"]
+        lines += [f"build {build}/lib{name}.so: library {build}/kernels/{name}.o | {build}/{LIBRARY.name}"]
     # The package's own, as fused_preact/backends/cuda/environment.py looks for it.
-    lines += [f"build {BUILD}/_cuda/{source.stem}.o: cuda {source}" for source in sorted(package.glob("*.cu"))]
-    lines += [f"build {BUILD}/_cuda/binding.o: binding {package}/binding.cpp"]
-    lines += [f"build {BUILD}/_cuda.so: library {BUILD}/_cuda/binding.o {' '.join(parts)} | {LIBRARY}"]
+    lines += [f"build {build}/_cuda/{name}.o: cuda {package}/{name}.cu" for name in parts]
+    lines += [f"build {build}/_cuda/binding.o: binding {package}/binding.cpp"]
+    objects = " ".join(f"{build}/_cuda/{name}.o" for name in ("binding", *parts))
+    lines += [f"build {build}/_cuda.so: library {objects} | {build}/{LIBRARY.name}"]
     return "\n".join([*lines, ""])
 
 

@@ -213,6 +213,8 @@ int cudaDeviceGetAttribute(int* value, int attribute, int device) {
     return SUCCESS;
 }
 
+int cudaDriverGetVersion(int* version) { return *version = 13000, SUCCESS; }
+int cudaRuntimeGetVersion(int* version) { return *version = 13000, SUCCESS; }
 int cudaGetDeviceCount(int* count) { return *count = 1, SUCCESS; }
 int cudaGetDevice(int* device) { return *device = 0, SUCCESS; }
 int cudaSetDevice(int device) { return device == 0 ? SUCCESS : failed(INVALID_DEVICE); }

@@ -31,7 +31,7 @@ def why_not(case: Case) -> str | None:
     if case.weight is not None and case.conv.groups > 1:
         smallest = min(case.weight[0] // case.conv.groups, case.weight[1])
         if smallest < SMALLEST_GROUP:
-            return f"the cuda backend takes groups of {SMALLEST_GROUP} channels and more, which fill 16 bytes, not of {smallest}"
+            return f"the cuda backend takes groups of {SMALLEST_GROUP} channels and more, not of {smallest}"
     return None
 
 

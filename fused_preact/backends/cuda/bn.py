@@ -1,5 +1,7 @@
 """The primitives of one BatchNorm: what `ops/bn.py` describes, as launches. What is empty is the eager backend's."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -12,12 +14,16 @@ from fused_preact.backends.layout import empty_wide, tiles
 from fused_preact.backends.memory import Output, nhwc, vector
 
 
+@functools.lru_cache(maxsize=65536)
+def _grid(channels: int, pixels: int, dtype: torch.dtype, tiles: int, device: int | None) -> _cuda.Grid:
+    return _cuda.Grid(*bn_grid(channels, pixels, dtype, tiles, environment.device(device)))
+
+
 def _sizes(x: Tensor, tiles: int = 0) -> tuple:
     """dtype, pixels, channels and grid."""
     channels = x.size(1)
     pixels = x.numel() // channels
-    grid = bn_grid(channels, pixels, x.dtype, tiles, environment.device(x.device.index))
-    return DTYPES[x.dtype], pixels, channels, _cuda.Grid(*grid)
+    return DTYPES[x.dtype], pixels, channels, _grid(channels, pixels, x.dtype, tiles, x.device.index)
 
 
 def float_vector(t: Tensor | None) -> Tensor | None:
@@ -41,7 +47,8 @@ def _aligned(t: Tensor | None) -> Tensor | None:
 
 
 def bn_stats(x: Tensor) -> Tensor:
-    if not x.numel():
+    # A sum with a float64 residual is float64.
+    if not x.numel() or x.dtype not in DTYPES:
         return eager.bn_stats(x)
     stats = empty_wide((tiles(x.shape), 3, x.size(1)), x)
     launch(_cuda.bn_stats, x, *_sizes(x, stats.size(0)), stats.size(0), reads={"x": nhwc(x)}, writes={"stats": stats})
@@ -68,12 +75,14 @@ def bn_finalize_update(
     momentum: float | None,
     eps: float,
 ) -> Tensor:
+    mean, var, tracked = float_vector(running_mean), float_vector(running_var), num_batches_tracked
+    if tracked is not None:
+        tracked = tracked.to(stats.device, torch.int64)
     if momentum is None:
         # Every block reads it, so none may write it.
-        num_batches_tracked.add_(1)
-    mean, var = float_vector(running_mean), float_vector(running_var)
-    bn = _finalize(stats, gamma, beta, mean, var, num_batches_tracked, momentum, eps, False)
-    for buffer, moved in ((running_mean, mean), (running_var, var)):
+        tracked.add_(1)
+    bn = _finalize(stats, gamma, beta, mean, var, tracked, momentum, eps, False)
+    for buffer, moved in ((running_mean, mean), (running_var, var), (num_batches_tracked, tracked)):
         if buffer is not moved:
             buffer.copy_(moved)
     return bn
@@ -123,6 +132,8 @@ def activated(x: Tensor, bn: Tensor, relu: bool, z: Tensor) -> None:
     """relu(bn(x)) into z (both dense NHWC), in the dtype of z."""
     if not x.numel():
         return
+    # Between two dtypes it is computed, and rounded, in float32.
+    x = x if x.dtype == z.dtype else x.float()
     own = z if z.dtype == x.dtype else torch.empty_like(x)
     bn, pitch = norm_vectors(bn)
     launch(_cuda.bn_relu, x, *_sizes(x), pitch, relu, reads={"x": x, "bn": bn}, writes={"z": own})
@@ -151,15 +162,14 @@ def masked(
     z: torch.dtype,
     relu: bool,
 ) -> None:
-    """Backward of BN and ReLU from a dz in memory into `out` (g, or dx with coeffs) and `sums`; z: its dtype in forward."""
+    """Backward of BN and ReLU from a dz in memory into `out` (g, or dx with coeffs) and `sums`. The mask is of float32, whatever z is."""
     dz = nhwc((dz if add_dz is None else dz + add_dz).to(x.dtype))
-    g = torch.empty_like(x) if out is None else out
     sums = empty_wide((tiles(x.shape), 2, x.size(1)), x) if sums is None else sums
     bn, pitch = norm_vectors(bn)
     reads = {"dz": dz, "x": x, "bn": bn}
-    launch(_cuda.bn_relu_bwd, x, *_sizes(x, sums.size(0)), pitch, relu, sums.size(0), reads=reads, writes={"g": g, "sums": sums})
+    launch(_cuda.bn_relu_bwd, x, *_sizes(x, sums.size(0)), pitch, relu, sums.size(0), reads=reads, writes={"g": out, "sums": sums})
     if coeffs is not None:
-        _deferred(g, x, coeffs, residual_grad, g)
+        _deferred(out, x, coeffs, residual_grad, out)
 
 
 def bn_bwd(g: Tensor, x: Tensor | None, coeffs: Tensor, residual_grad: Tensor | None, dx: Output | None = None) -> Tensor:

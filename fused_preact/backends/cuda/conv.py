@@ -1,5 +1,7 @@
 """The fused convolution: what `ops/conv.py` describes. 1x1 forward has a kernel; the rest is torch's library between kernels of norms."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -8,7 +10,7 @@ from fused_preact.backends import eager, library
 from fused_preact.backends.cuda import bn as norm
 from fused_preact.backends.cuda import environment
 from fused_preact.backends.cuda.launch import DTYPES, launch
-from fused_preact.backends.cuda.tiles import ConvTile, conv_tile
+from fused_preact.backends.cuda.tiles import conv_tile
 from fused_preact.backends.layout import conv_out_shape, empty_wide, tiles
 from fused_preact.backends.memory import Output, nhwc
 from fused_preact.backends.records import Pair
@@ -16,7 +18,13 @@ from fused_preact.backends.records import Pair
 HALVES = (torch.bfloat16, torch.float16)
 
 
-def fwd_tile(x: Tensor, weight: Tensor, residual: Tensor | None, stride: Pair, padding: Pair, groups: int) -> ConvTile | None:
+@functools.lru_cache(maxsize=65536)
+def _tile(pixels: int, c: int, k: int, tiles: int, device: int | None) -> _cuda.ConvTile | None:
+    tile = conv_tile(pixels, c, k, tiles, environment.device(device))
+    return tile and _cuda.ConvTile(*tile)
+
+
+def fwd_tile(x: Tensor, weight: Tensor, residual: Tensor | None, stride: Pair, padding: Pair, groups: int) -> _cuda.ConvTile | None:
     """How the kernel of ours computes the convolution; None if there is none for it."""
     n, c, h, w = x.shape
     k, _, r, s = weight.shape
@@ -24,7 +32,7 @@ def fwd_tile(x: Tensor, weight: Tensor, residual: Tensor | None, stride: Pair, p
     dtypes = {t.dtype for t in (x, weight, residual) if t is not None}
     if not pointwise or len(dtypes) > 1 or x.dtype not in HALVES or c % 8 or k % 8:
         return None
-    return conv_tile(n * h * w, c, k, tiles((n, k, h, w)), environment.device(x.device.index))
+    return _tile(n * h * w, c, k, tiles((n, k, h, w)), x.device.index)
 
 
 def bn_relu_conv2d_fwd(
@@ -51,7 +59,7 @@ def bn_relu_conv2d_fwd(
     count = tiles(shape)
     stats = empty_wide((count, 3, shape[1]), x) if want_stats else None
     bn, pitch = norm.norm_vectors(bn)
-    sizes = (DTYPES[x.dtype], x.numel() // x.size(1), x.size(1), shape[1], _cuda.ConvTile(*tile), pitch, relu, count)
+    sizes = (DTYPES[x.dtype], x.numel() // x.size(1), x.size(1), shape[1], tile, pitch, relu, count)
     reads = {"x": nhwc(x), "bn": bn, "weight": nhwc(weight), "bias": norm.float_vector(bias), "residual": nhwc(residual)}
     launch(_cuda.bn_relu_conv2d_fwd, x, *sizes, reads=reads, writes={"y": y.memory, "stats": stats})
     return y.get(), stats

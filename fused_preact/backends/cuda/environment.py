@@ -30,7 +30,7 @@ A100 = Device(108, 163 << 10)
 
 def simulated() -> bool:
     """Whether kernels run in the simulator, on tensors of the CPU: FUSED_PREACT_CUDA_SIM=1."""
-    return os.environ.get(SIMULATED, "0") == "1"
+    return os.environ.get(SIMULATED, "0").lower() in ("1", "true", "yes", "on")
 
 
 def unavailable() -> str | None:
@@ -43,10 +43,24 @@ def unavailable() -> str | None:
         return "the native library is for CUDA, and this torch is built for ROCm"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
-    compiled = importlib.import_module("fused_preact._cuda").architectures
+    library = importlib.import_module("fused_preact._cuda")
+    if reason := outdated(*library.versions()):
+        return reason
+    compiled = library.architectures
     return next(
         (reason for i in range(torch.cuda.device_count()) if (reason := misses(torch.cuda.get_device_capability(i), compiled))), None
     )
+
+
+def outdated(driver: int, runtime: int) -> str | None:
+    """Why a library of CUDA `runtime`, such as 12040, does not run on a driver for `driver`, in a sentence, or None.
+
+    A driver runs what was built with a newer release of its own major version (CUDA compatibility guide, "minor version compatibility").
+    """
+    if driver // 1000 >= runtime // 1000:
+        return None
+    own, needed = (f"{version // 1000}.{version % 1000 // 10}" for version in (driver, runtime))
+    return f"the native library was built with CUDA {needed}, and the driver is for CUDA {own}"
 
 
 def misses(capability: tuple[int, int], compiled: str) -> str | None:

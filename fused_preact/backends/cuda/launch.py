@@ -22,4 +22,8 @@ def launch(
         return _simulator.launch(kernel, numbers, reads, writes)
     index = like.device.index
     addresses = [0 if t is None else t.data_ptr() for t in (*reads.values(), *writes.values())]
-    return kernel(index, torch._C._cuda_getCurrentRawStream(index), *numbers, *addresses)
+    args = (index, torch._C._cuda_getCurrentRawStream(index), *numbers, *addresses)
+    if index == torch.cuda.current_device():
+        return kernel(*args)
+    with torch.cuda.device(index):
+        return kernel(*args)

@@ -3,7 +3,6 @@
 Nothing here was measured on a GPU yet; docs/performance.md has what the simulator counted.
 """
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -42,11 +41,12 @@ class ConvTile(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Pixels and warps of a block of a convolution's kernel, and how many blocks a multiprocessor's registers are shared by."""
+    """Of a block of a convolution's kernel: pixels, warps, and how many share a multiprocessor's registers, if C is one slab or more."""
 
     pixels: int
     warps: int
-    resident: int
+    one_slab: int
+    slabs: int = 0
 
 
 # What csrc/cuda/bn_relu_conv2d_fwd.cu is compiled for, by input channels at a time and output channels. More of both would spill registers,
@@ -59,17 +59,16 @@ SHAPES = {
     (32, 32): Shape(128, 4, 4),
     (32, 64): Shape(128, 4, 3),
     (32, 128): Shape(128, 8, 2),
-    (64, 16): Shape(128, 4, 4),
-    (64, 32): Shape(128, 4, 3),
-    (64, 64): Shape(64, 4, 3),
-    (64, 128): Shape(64, 4, 3),
+    (64, 16): Shape(128, 4, 4, 4),
+    (64, 32): Shape(128, 4, 3, 3),
+    (64, 64): Shape(64, 4, 3, 3),
+    (64, 128): Shape(64, 4, 3, 2),
 }
 WIDEST_SLAB = 64
 # Of every block's shared memory the system takes 1 KiB.
 RESERVED = 1024
 
 
-@functools.cache
 def bn_grid(channels: int, pixels: int, dtype: torch.dtype, tiles: int, device: Device) -> Grid:
     """tiles: those that the kernel fills, a block each; 0 if it has none."""
     chunk = CHUNK_BYTES // dtype.itemsize
@@ -83,7 +82,6 @@ def bn_grid(channels: int, pixels: int, dtype: torch.dtype, tiles: int, device: 
     return Grid(columns, rows, max(1, blocks))
 
 
-@functools.cache
 def conv_tile(pixels: int, c: int, k: int, tiles: int, device: Device) -> ConvTile | None:
     """Of a 1x1 convolution of 16-bit values, with at most `tiles` blocks along the pixels; None if no tile fits the device."""
     slab = min(WIDEST_SLAB, max(16, _power_of_two(c)))
@@ -96,7 +94,7 @@ def conv_tile(pixels: int, c: int, k: int, tiles: int, device: Device) -> ConvTi
         shape, shared = _block(slab, out, c)
     if shared > device.shared_limit:
         return None
-    resident = max(1, min(shape.resident, device.shared_limit // (shared + RESERVED)))
+    resident = max(1, min(shape.slabs if c > slab else shape.one_slab, device.shared_limit // (shared + RESERVED)))
     pieces = -(-pixels // shape.pixels)
     most = min(tiles, pieces, max(1, device.multiprocessors * resident // -(-k // out)))
     # As even as they can be.
