@@ -49,6 +49,7 @@ def call(x=X, gamma=V, beta=V, mean=None, var=None, weight=W, bias=None, **optio
         ({"x": X.to_sparse()}, TypeError, "x must be a dense tensor, got layout torch.sparse_coo"),
         ({"gamma": [1.0] * 4}, TypeError, "bn_weight must be a Tensor or None, got list"),
         ({"stats": torch.ones(1, 3, 8)}, ValueError, r"stats must have shape \(tiles, 3, 4\), .* got \(1, 3, 8\)"),
+        ({"stats": torch.ones(1, 3, 4).double()}, TypeError, "stats must have dtype torch.float32, .* got torch.float64"),
         ({"stats": "none"}, ValueError, "stats must have shape .* got str"),
         ({"eps": -1.0}, ValueError, "eps must be a positive number, got -1.0"),
         ({"eps": "x"}, ValueError, "eps must be a positive number, got 'x'"),

@@ -100,6 +100,20 @@ def test_gamma_and_beta_in_any_floating_dtype(dtype, backend):
     torch.testing.assert_close(got, run.bn_finalize(stats, gamma.float(), beta.float(), 1e-5, False))
 
 
+@backends
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float32], ids=str)
+def test_batches_are_counted_in_any_dtype(dtype, momentum, backend):
+    run, device = Operators(backend), device_of(backend)
+    stats = run.bn_stats(torch.randn(2, 8, 4, 4, device=device))
+    mean, var = torch.zeros(8, device=device), torch.ones(8, device=device)
+    # Neighbours, which a kernel that takes another dtype would write to.
+    counters = torch.tensor([7, 3, 7], dtype=dtype, device=device)
+    bn = run.bn_finalize_update(stats, None, None, mean, var, counters[1], momentum, 1e-5)
+    assert counters.tolist() == [7, 4, 7]
+    torch.testing.assert_close(mean, bn[0] * (0.25 if momentum is None else momentum))
+
+
 @backends_and_dtypes
 @formats
 @pytest.mark.parametrize("relu", [True, False])

@@ -210,6 +210,23 @@ def test_bwd_takes_any_gradient(given, backend):
 
 
 @backends
+@pytest.mark.parametrize("residual", [torch.float64, torch.float32], ids=str)
+def test_a_residual_of_another_dtype_promotes(residual, backend):
+    """y + residual as torch adds them, and its statistics."""
+    run, kind = Operators(backend), {"device": device_of(backend), "dtype": torch.bfloat16}
+    x, weight = torch.randn(2, 16, 4, 4, **kind), torch.randn(8, 16, 1, 1, **kind)
+    added = torch.randn(2, 8, 4, 4, device=x.device, dtype=residual)
+    bn = run.bn_finalize(run.bn_stats(x), None, None, EPS, False)
+    y, stats = run.bn_relu_conv2d_fwd(x, bn, weight, None, added, (1, 1), (0, 0), (1, 1), 1, True, True, None)
+    assert y.dtype == residual
+    wanted, _ = Operators("eager").bn_relu_conv2d_fwd(x, bn, weight, None, added, (1, 1), (0, 0), (1, 1), 1, True, False, None)
+    torch.testing.assert_close(y, wanted, rtol=2e-2, atol=2e-2)
+    n, mean, _ = Operators("eager").bn_merge(stats)[0]
+    assert (n == 32).all()
+    torch.testing.assert_close(mean.double(), y.double().mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+
+
+@backends
 def test_nan_passes_the_relu(backend):
     """A NaN in x reaches y, and its gradient is kept, as in torch: GradScaler must see overflows."""
     run = Operators(backend)
