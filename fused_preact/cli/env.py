@@ -8,6 +8,7 @@ import torch
 
 from fused_preact.backends import PREFERENCE, available_backends
 from fused_preact.backends.cpu.environment import isa
+from fused_preact.backends.cuda.environment import runs
 from fused_preact.bench.machine import machine, version
 from fused_preact.bench.variants import why_no_compile
 
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions (None: not installed), devices, backends (None: usable, otherwise why not), what cpu runs, each device's first choice."""
+    """Versions (None: not installed), devices, backends (None: usable, else why not), what cpu and cuda run, each device's first choice."""
     host = machine()
     backends = available_backends()
     names = ("fused_preact", "commit", "python", "torch", "triton", "cuda")
@@ -42,13 +43,14 @@ def environment() -> dict[str, Any]:
         "devices": devices,
         "backends": backends,
         "instruction_set": isa() if backends["cpu"] is None else None,
+        "cuda_library": runs() if backends["cuda"] is None else None,
         "default_backend": {kind: next(name for name in PREFERENCE[kind] if backends[name] is None) for kind in kinds},
         "compile": {kind: why_no_compile(kind) for kind in kinds},
     }
 
 
 def _text(found: dict[str, Any]) -> str:
-    usable = {"cpu": f"usable, with {found['instruction_set']}"}
+    usable = {"cpu": f"usable, with {found['instruction_set']}", "cuda": f"usable, {found['cuda_library']}"}
     sections = {
         "versions": {name: value or "-" for name, value in found["versions"].items()},
         "devices": {"system": found["system"]} | found["devices"],

@@ -26,7 +26,7 @@ def test_json_says_the_same(monkeypatch, capsys):
     monkeypatch.setattr(env, "available_backends", lambda: {"cuda": "no nvcc", "triton": None, "cpu": "no compiler", "eager": None})
     assert main(["env", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"versions", "system", "devices", "backends", "instruction_set", "default_backend", "compile"}
+    assert set(found) == {"versions", "system", "devices", "backends", "instruction_set", "cuda_library", "default_backend", "compile"}
     assert found["backends"]["cuda"] == "no nvcc"
     assert found["default_backend"]["cpu"] == "eager"
     assert found["instruction_set"] is None
@@ -36,7 +36,15 @@ def test_json_says_the_same(monkeypatch, capsys):
 def test_the_default_is_the_first_usable_backend(monkeypatch):
     monkeypatch.setattr(env, "available_backends", lambda: {"cuda": None, "triton": None, "cpu": None, "eager": None})
     monkeypatch.setattr(env, "isa", lambda: "avx2")
+    monkeypatch.setattr(env, "runs", lambda: "with code for 9.0")
     assert env.environment()["default_backend"]["cpu"] == "cpu"
+
+
+def test_the_cuda_backend_comes_with_what_it_runs_on(monkeypatch, capsys):
+    monkeypatch.setattr(env, "available_backends", lambda: {"cuda": None, "triton": None, "cpu": "no compiler", "eager": None})
+    monkeypatch.setattr(env, "runs", lambda: "with code for 9.0")
+    assert main(["env"]) == 0
+    assert ["cuda", "usable, with code for 9.0"] in [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
 
 
 def test_the_cpu_backend_comes_with_its_instruction_set(monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Whether the native library can be used on this machine, on which devices, and the simulator of CUDA that stands in for one."""
 
 import functools
+import importlib
 import importlib.util
 import os
 import re
@@ -78,6 +79,12 @@ def misses(capability: tuple[int, int], compiled: str) -> str | None:
     return (
         f"the native library has code for {compiled.replace(' ', ', ')}, and a device has {own}: install with FUSED_PREACT_CUDA_ARCHS={own}"
     )
+
+
+def runs() -> str:
+    """What the library runs on, where the backend is usable."""
+    code = importlib.import_module("fused_preact._cuda").architectures.replace(" ", ", ")
+    return "in the simulator, on cpu tensors" if simulated() else f"with code for {code}"
 
 
 @functools.cache
