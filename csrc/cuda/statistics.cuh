@@ -11,8 +11,8 @@ struct Statistics {
 
     // A tile, of which y has so many pixels. sums: SUMS_BYTES of shared memory. All threads must come.
     __device__ void add(const char* staged, float* sums, int pixels, bool inside) {
-        // Of squares about 0 the variance is off by 1e-7 (1 + mean^2/variance). Where that is too much, and where the tile is cut, sums are taken
-        // about the first value.
+        // Squares about 0 lose what the mean is larger than the deviation, on tensor cores that truncate still more. Where that is much, and where
+        // the tile is cut, sums are taken about the first value.
         constexpr float LARGE = 16;
         sum_on_tensor_cores(staged, sums);
         __syncthreads();

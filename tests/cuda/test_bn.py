@@ -22,7 +22,7 @@ SHAPES = [
     (40, 2, 1, 1),
     (16, 2, 65, 64),
     (7, 2, 9, 5),
-    (67, 1, 5, 5),
+    (67, 2, 31, 32),
 ]
 # Of each launch: blocks, one fewer than there are tiles.
 BLOCKS = 5
@@ -71,7 +71,7 @@ def test_the_stats_of_a_launch_merge_to_those_of_all():
 
 @dtypes
 @shapes
-@pytest.mark.parametrize("offset", [0.0, 1000.0])
+@pytest.mark.parametrize("offset", [0.0, 30.0, 1000.0])
 def test_bn_stats(shape, dtype, offset):
     # Beside a mean of 1000 the means of small tiles, in float32, do not tell by how much they differ.
     pixels = shape[1] * shape[2] * shape[3]
