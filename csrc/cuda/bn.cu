@@ -31,8 +31,8 @@ __global__ void bn_stats_kernel(const T* x, float* stats, int tiles, int64_t pix
     Values<N> shift = opening;
     add_rows(rows, columns, shift, means);
     if (rows.row == 0) {
-#pragma unroll
         // As T stores it: then differences from it are exact, where values have few bits.
+#pragma unroll
         for (int i = 0; i < N; ++i) shift[i] = widened(T(shift[i] / float(max(int64_t(1), min(int64_t(rows.rows), count)))));
         means.put(rows.column, shift);
     }
