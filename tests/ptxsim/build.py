@@ -5,6 +5,7 @@ have CUDA's runtime loaded too.
 """
 
 import fcntl
+import importlib.util
 import os
 import shlex
 import shutil
@@ -12,8 +13,6 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-
-import pybind11
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -31,13 +30,19 @@ def nvcc() -> str | None:
 
 def missing() -> str | None:
     """What is needed and not there, in words."""
-    if not nvcc():
-        return "nvcc is not installed"
-    return None if shutil.which("g++") else "g++ is not installed"
+    there = {
+        "nvcc": nvcc(),
+        "g++": shutil.which("g++"),
+        "pybind11": importlib.util.find_spec("pybind11"),
+        "ninja": importlib.util.find_spec("ninja"),
+    }
+    return next((f"{name} is not installed" for name, found in there.items() if not found), None)
 
 
 def ninja_file() -> str:
     """With paths from ROOT on: a folder above may have a space in its name."""
+    import pybind11
+
     here, build, package = (path.relative_to(ROOT) for path in (HERE, BUILD, ROOT / "csrc" / "cuda"))
 
     def names(folder: Path, pattern: str) -> list[str]:
