@@ -10,7 +10,7 @@ import torch
 from fused_preact.backends.cuda.environment import Device
 
 CHUNK_BYTES = 16
-# Of 512 a multiprocessor holds two or more, of 65536 registers.
+# Of a block of a norm's kernel.
 THREADS = 256
 WARP = 32
 # Pixels that a thread has at least, where there are enough: their loads are on their way together.
@@ -75,7 +75,8 @@ def bn_grid(channels: int, pixels: int, dtype: torch.dtype, tiles: int, device: 
     across = channels // chunk if channels % chunk == 0 else channels
     columns = min(WARP, across)
     rows = THREADS // columns
-    blocks = min(-(-pixels // (rows * IN_FLIGHT)), max(1, device.multiprocessors * BUSY_THREADS // THREADS // -(-across // columns)))
+    most = device.multiprocessors * BUSY_THREADS // THREADS // _parts(across, columns)
+    blocks = min(_parts(pixels, rows * IN_FLIGHT), max(1, most))
     if tiles:
         least = SMALL_TILE if pixels < SMALL_ACTIVATION else 1
         blocks = min(blocks, tiles, pixels // least)
@@ -89,16 +90,18 @@ def conv_tile(pixels: int, c: int, k: int, tiles: int, device: Device) -> ConvTi
     out = next((out for out in outs if out >= k), outs[-1])
     shape, shared = _block(slab, out, c)
     # Half as wide, if that leaves fewer multiprocessors idle, or room for a second block.
-    if out > 64 and (-(-pixels // shape.pixels) * -(-k // out) < device.multiprocessors or 2 * (shared + RESERVED) > device.shared_limit):
+    if out > 64 and (
+        _parts(pixels, shape.pixels) * _parts(k, out) < device.multiprocessors or 2 * (shared + RESERVED) > device.shared_limit
+    ):
         out = 64
         shape, shared = _block(slab, out, c)
     if shared > device.shared_limit:
         return None
     resident = max(1, min(shape.slabs if c > slab else shape.one_slab, device.shared_limit // (shared + RESERVED)))
-    pieces = -(-pixels // shape.pixels)
-    most = min(tiles, pieces, max(1, device.multiprocessors * resident // -(-k // out)))
+    pieces = _parts(pixels, shape.pixels)
+    most = min(tiles, pieces, max(1, device.multiprocessors * resident // _parts(k, out)))
     # As even as they can be.
-    return ConvTile(shape.pixels, slab, out, -(-pieces // -(-pieces // most)), shared)
+    return ConvTile(shape.pixels, slab, out, _parts(pieces, _parts(pieces, most)), shared)
 
 
 def _block(slab: int, out: int, c: int) -> tuple[Shape, int]:
@@ -109,8 +112,13 @@ def _block(slab: int, out: int, c: int) -> tuple[Shape, int]:
 
 def shared_bytes(pixels: int, slab: int, out: int, warps: int, c: int) -> int:
     """Slabs of z and of the weight (two of each if there are more to come), y, sums of each warp, scale and shift of every channel."""
-    slabs = -(-c // slab)
+    slabs = _parts(c, slab)
     return min(2, slabs) * 2 * slab * (pixels + out) + 2 * pixels * out + warps * 8 * out + 8 * slabs * slab
+
+
+def _parts(n: int, size: int) -> int:
+    """Of so many at most, until there are n."""
+    return -(-n // size)
 
 
 def _power_of_two(n: int) -> int:
