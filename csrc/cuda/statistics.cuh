@@ -13,7 +13,7 @@ struct Statistics {
     __device__ void add(const char* staged, float* sums, int pixels, bool inside) {
         // Squares about 0 lose what the mean is larger than the deviation, on tensor cores that truncate still more. Where that is much, and where
         // the tile is cut, sums are taken about the first value.
-        constexpr float LARGE = 16;
+        constexpr float LARGE = 64;
         sum_on_tensor_cores(staged, sums);
         __syncthreads();
         float2 total = column(sums, S::SHARES);

@@ -130,7 +130,7 @@ def test_what_is_not_finite_stays_in_its_pixel(value, dtype):
     assert stats[1].isfinite().all()
 
 
-# Warp instructions an image: no more than the prototypes had (docs/performance.md). No channel's mean is 4 deviations here.
+# Warp instructions an image: no more than the prototypes had (docs/performance.md). No channel's mean is 8 deviations here.
 COUNTED = {
     "64-16": (64, 16, (2, 32, 32), False, 28032),
     "16-64-residual": (16, 64, (2, 32, 32), True, 38552),
