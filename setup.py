@@ -33,8 +33,8 @@ ISAS = {"scalar": [], "avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "
 PER_ISA = ("bn", "bn_relu_conv2d_fwd", "bn_relu_conv2d_bwd", "probe")
 ONCE = ("bn_vectors", "unit", "pool", "dispatch", "binding")
 
-CUDA = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xptxas", "-warn-spills"]
-CUDA_SOURCES = ("bn", "bn_vectors", "bn_relu_conv2d_fwd")
+CUDA = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xptxas", "-warn-spills"]
+CUDA_SOURCES = ("bn", "bn_vectors", "bn_relu_conv2d_fwd", "bn_relu_conv2d_fwd_window")
 CUDA_ARCHS = "FUSED_PREACT_CUDA_ARCHS"
 CUDA_DEFAULT = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 CUDA_OLDEST = (12, 0)

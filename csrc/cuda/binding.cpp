@@ -1,6 +1,8 @@
 // The Python module fused_preact._cuda: addresses and sizes become records, the GIL is released, a status becomes an exception.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 
@@ -27,9 +29,12 @@ T* out(Address a) {
 std::string sizes(const Elementwise& a) { return std::to_string(a.pixels) + " pixels x " + std::to_string(a.channels) + " channels"; }
 std::string sizes(const BnFinalize& a) { return std::to_string(a.tiles) + " tiles x " + std::to_string(a.channels) + " channels"; }
 std::string sizes(const BnCoeffs& a) { return std::to_string(a.tiles) + " tiles x " + std::to_string(a.channels) + " channels"; }
-std::string sizes(const BnReluConv2dFwd& a) {
-    return std::to_string(a.pixels) + " pixels x " + std::to_string(a.c) + " channels to " + std::to_string(a.k);
+std::string sizes(const Axis& y, const Axis& x) { return std::to_string(y.kernel) + "x" + std::to_string(x.kernel); }
+std::string sizes(const Conv& a) {
+    return std::to_string(a.n) + " images of " + std::to_string(a.y.in) + "x" + std::to_string(a.x.in) + ", " + sizes(a.y, a.x) + ", " + std::to_string(a.c) +
+           " channels to " + std::to_string(a.k);
 }
+std::string sizes(const BnReluConv2dFwd& a) { return sizes(a.conv); }
 
 template <class Record>
 void launch(const char* name, Status (*kernel)(const Record&), const Record& record) {
@@ -106,13 +111,19 @@ void bind_vectors(py::module_& m) {
         "coeffs [4, channels], dgamma, dbeta.");
 }
 
+Axis axis(const std::array<int, 6>& a) { return {a[0], a[1], a[2], a[3], a[4], a[5]}; }
+
 void bind_conv(py::module_& m) {
+    py::class_<Conv>(m, "Conv", "Images, channels in and out; of each axis its size in and out, kernel, stride, padding and dilation.")
+        .def(py::init([](int n, int c, int k, const std::array<int, 6>& y, const std::array<int, 6>& x) { return Conv{n, c, k, axis(y), axis(x)}; }));
+    py::class_<ConvTile>(m, "ConvTile", "Pixels, channels summed over and output channels at a time; blocks, and their bytes of shared memory.")
+        .def(py::init([](int pixels, int slab, int out, int blocks, int shared) { return ConvTile{pixels, slab, out, blocks, shared}; }));
     m.def(
         "bn_relu_conv2d_fwd",
-        [](int device, Address stream, Dtype dtype, int64_t pixels, int c, int k, const ConvTile& tile, int64_t pitch, bool relu, int tiles, Address x, Address bn,
+        [](int device, Address stream, Dtype dtype, const Conv& conv, const ConvTile& tile, int64_t pitch, bool relu, int tiles, Address x, Address bn,
            Address weight, Address bias, Address residual, Address y, Address stats) {
             launch("bn_relu_conv2d_fwd", launch_bn_relu_conv2d_fwd,
-                   BnReluConv2dFwd{{device, stream}, tile, dtype, pixels, c, k, relu, in(x), in<float>(bn), pitch, in(weight), in<float>(bias), in(residual), out(y),
+                   BnReluConv2dFwd{{device, stream}, tile, dtype, conv, relu, in(x), in<float>(bn), pitch, in(weight), in<float>(bias), in(residual), out(y),
                                    out<float>(stats), tiles});
         },
         "y, and its stats [tiles, 3, k].");
@@ -128,8 +139,6 @@ PYBIND11_MODULE(_cuda, m) {
     py::class_<Grid>(m, "Grid", "Threads of a block across channels and down pixels, and blocks.").def(py::init([](int columns, int rows, int blocks) {
         return Grid{columns, rows, blocks};
     }));
-    py::class_<ConvTile>(m, "ConvTile", "Pixels, input and output channels at a time; blocks, and their bytes of shared memory.")
-        .def(py::init([](int pixels, int slab, int out, int blocks, int shared) { return ConvTile{pixels, slab, out, blocks, shared}; }));
     bind_elementwise(m);
     bind_vectors(m);
     bind_conv(m);

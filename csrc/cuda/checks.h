@@ -24,12 +24,37 @@ inline const char* impossible(const BnCoeffs& a) {
     return a.bn && a.coeffs && a.dgamma && a.dbeta ? nullptr : "a tensor is missing";
 }
 
+// (padded input - reach of the kernel) / stride + 1
+inline bool impossible(const Axis& a) {
+    if (a.in < 1 || a.out < 1 || a.kernel < 1 || a.stride < 1 || a.padding < 0 || a.dilation < 1) return true;
+    const int room = a.in + 2 * a.padding - a.dilation * (a.kernel - 1) - 1;
+    return room < 0 || a.out != room / a.stride + 1;
+}
+
+inline const char* impossible(const Conv& a, Dtype dtype) {
+    if (dtype == Dtype::float32) return "expected a dtype of 16 bits";
+    if (a.n < 1 || a.c < 8 || a.k < 8 || a.c % 8 || a.k % 8) return "expected a pixel, and channels in multiples of 8";
+    if (impossible(a.y) || impossible(a.x)) return "expected a kernel that fits the padded input, and the output that it gives";
+    return nullptr;
+}
+
 inline const char* impossible(const BnReluConv2dFwd& a) {
-    if (a.dtype == Dtype::float32) return "expected a dtype of 16 bits";
-    if (a.pixels < 1 || a.c < 8 || a.k < 8 || a.c % 8 || a.k % 8) return "expected a pixel, and channels in multiples of 8";
-    if (a.tile.pixels < 1 || a.tile.blocks < 1 || a.tile.blocks > (a.pixels + a.tile.pixels - 1) / a.tile.pixels) return "expected no more blocks than tiles";
+    if (const char* error = impossible(a.conv, a.dtype)) return error;
+    if (a.tile.pixels < 1 || a.tile.blocks < 1) return "expected a tile of some pixels, and blocks";
     if (a.stats && a.tile.blocks > a.stats_tiles) return "expected a tile of statistics for each block";
     return a.x && a.weight && a.y ? nullptr : "x, weight and y must be given";
+}
+
+inline const char* impossible(const BnReluConv2dBwd& a) {
+    if (const char* error = impossible(a.conv, a.dtype)) return error;
+    const bool dgrad = a.out || a.sums, wgrad = a.dweight;
+    if (dgrad != (a.dgrad.blocks > 0) || wgrad != (a.wgrad.parts > 0)) return "expected a tile for each gradient that is wanted";
+    if (wgrad && a.wgrad.pixels == 0 && a.wgrad.parts != a.dgrad.blocks) return "expected a part of dweight from each block";
+    if (a.sums && a.dgrad.blocks > a.sums_tiles) return "expected a tile of sums for each block";
+    if (!a.dy || !a.x || !a.weight || !a.dy_x != !a.dy_coeffs || wgrad != !!a.parts) return "a tensor is missing";
+    if (!a.bn && (a.sums || a.coeffs)) return "sums and dx are those of a norm";
+    if (a.coeffs ? !a.out : a.residual_grad != nullptr) return "coeffs and residual_grad are for dx";
+    return nullptr;
 }
 
 }  // namespace fused_preact::cuda

@@ -16,27 +16,60 @@ struct Swizzled {
     static __device__ int at(int row, int chunk) { return row * BYTES + ((chunk ^ (row / ROWS_APART % PLACES)) << 4); }
 };
 
-// A block computes PIXELS x OUT outputs from SLAB input channels at a time; MANY: there are more of them, and two slabs in memory take turns.
-// A warp has ROWS tiles of 16 pixels, COLUMNS of 8 channels.
-template <int PIXELS_, int SLAB_, int OUT_, bool MANY_, int WARPS_DOWN, int WARPS_ACROSS, int RESIDENT_>
-struct ConvShape {
-    static constexpr int PIXELS = PIXELS_, SLAB = SLAB_, OUT = OUT_, ACROSS = WARPS_ACROSS, RESIDENT = RESIDENT_;
-    static constexpr bool MANY = MANY_;
-    static constexpr int WARPS = WARPS_DOWN * WARPS_ACROSS, THREADS = 32 * WARPS;
+// The same, by a chunk of padding: a shift of rows, as a tap is one, is a constant. It takes more memory.
+template <int CHANNELS>
+struct Padded {
+    static constexpr int CHUNKS = CHANNELS / 8, BYTES = (CHUNKS | 1) * 16;
+
+    static __device__ int at(int row, int chunk) { return row * BYTES + chunk * 16; }
+};
+
+// A block computes HEIGHT x WIDTH pixels x OUT channels, from SLAB channels to be summed over at a time; MANY: there are more of them, and two
+// slabs in memory take turns. A warp has ROWS tiles of 16 pixels, COLUMNS of 8 channels.
+template <int HEIGHT_, int WIDTH_, int SLAB_, int OUT_, bool MANY_, int WARPS_DOWN, int WARPS_ACROSS, int RESIDENT_>
+struct BlockShape {
+    static constexpr int HEIGHT = HEIGHT_, WIDTH = WIDTH_, PIXELS = HEIGHT * WIDTH, SLAB = SLAB_, OUT = OUT_, ACROSS = WARPS_ACROSS, RESIDENT = RESIDENT_;
+    static constexpr bool MANY = MANY_, FLAT = HEIGHT == 1;
+    static constexpr int WARPS = WARPS_DOWN * WARPS_ACROSS, THREADS = 32 * WARPS, BUFFERS = MANY ? 2 : 1;
     static constexpr int ROWS = PIXELS / (16 * WARPS_DOWN), COLUMNS = OUT / (8 * WARPS_ACROSS);
-    using In = Swizzled<SLAB>;
+    // Of y, or what is like it.
     using Out = Swizzled<OUT>;
-    // Warps that share the pixels of 16 output channels when sums are taken.
-    static constexpr int GROUPS = OUT / 16, SHARES = WARPS / (GROUPS < WARPS ? GROUPS : WARPS);
+    static constexpr int OUT_BYTES = PIXELS * Out::BYTES;
+    // Warps that share the pixels of 16 output channels when sums are taken; each has so many of these groups.
+    static constexpr int GROUPS = OUT / 16, WIDE = GROUPS < WARPS ? GROUPS : WARPS, SHARES = WARPS / WIDE, OWN_GROUPS = GROUPS / WIDE;
+    static constexpr int SUMS_BYTES = WARPS * 2 * OUT * 4;
     static_assert(PIXELS % (16 * WARPS_DOWN) == 0 && OUT % (16 * WARPS_ACROSS) == 0 && SLAB % 16 == 0 && THREADS >= OUT);
-    static_assert(PIXELS * In::CHUNKS % THREADS == 0 && PIXELS * Out::CHUNKS % THREADS == 0);
+    static_assert(PIXELS % (16 * SHARES) == 0 && GROUPS % WIDE == 0);
+    static_assert(PIXELS * Out::CHUNKS % THREADS == 0);
+    // A thread's chunks of the output are whole rows of the tile apart.
+    static_assert(FLAT || THREADS / Out::CHUNKS % WIDTH == 0);
+};
 
-    // Shared memory: slabs of z and of the weight, y (before that the residual), what each warp sums, and vectors of the norm.
-    static constexpr int IN_BYTES = PIXELS * In::BYTES, WEIGHT_BYTES = OUT * In::BYTES;
-    static constexpr int WEIGHTS_AT = (MANY ? 2 : 1) * IN_BYTES, OUT_AT = WEIGHTS_AT + (MANY ? 2 : 1) * WEIGHT_BYTES;
-    static constexpr int SUMS_AT = OUT_AT + PIXELS * Out::BYTES, VECTORS_AT = SUMS_AT + WARPS * 2 * OUT * 4;
+// Of a pointwise convolution, whose pixels are a list. Shared memory: slabs of z and of the weight, y (before that the residual), what each warp
+// sums, and vectors of the norm.
+template <int PIXELS_, int SLAB_, int OUT_, bool MANY_, int WARPS_DOWN, int WARPS_ACROSS, int RESIDENT_>
+struct FlatShape : BlockShape<1, PIXELS_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_> {
+    using Base = BlockShape<1, PIXELS_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_>;
+    using In = Swizzled<SLAB_>;
+    static_assert(PIXELS_ * In::CHUNKS % Base::THREADS == 0);
+    static constexpr int IN_BYTES = PIXELS_ * In::BYTES, WEIGHT_BYTES = OUT_ * In::BYTES;
+    static constexpr int WEIGHTS_AT = Base::BUFFERS * IN_BYTES, OUT_AT = WEIGHTS_AT + Base::BUFFERS * WEIGHT_BYTES;
+    static constexpr int SUMS_AT = OUT_AT + Base::OUT_BYTES, VECTORS_AT = SUMS_AT + Base::SUMS_BYTES;
 
-    static constexpr int bytes(int channels) { return VECTORS_AT + (channels + SLAB - 1) / SLAB * SLAB * 8; }
+    static constexpr int bytes(int channels) { return VECTORS_AT + (channels + SLAB_ - 1) / SLAB_ * SLAB_ * 8; }
+};
+
+// Of a convolution that reads a window of pixels. Shared memory: y, what each warp sums, slabs of the weight, all its taps, and a slab of the window.
+template <int HEIGHT_, int WIDTH_, int SLAB_, int OUT_, bool MANY_, int WARPS_DOWN, int WARPS_ACROSS, int RESIDENT_>
+struct WindowShape : BlockShape<HEIGHT_, WIDTH_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_> {
+    using Base = BlockShape<HEIGHT_, WIDTH_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_>;
+    using In = Padded<SLAB_>;
+    // Of a tap: a row for each output channel.
+    using Weight = Padded<SLAB_>;
+    static constexpr int TAP_BYTES = OUT_ * Weight::BYTES, SUMS_AT = Base::OUT_BYTES, WEIGHTS_AT = SUMS_AT + Base::SUMS_BYTES;
+
+    static constexpr int window_at(int taps) { return WEIGHTS_AT + Base::BUFFERS * taps * TAP_BYTES; }
+    static constexpr int bytes(int taps, int window_pixels) { return window_at(taps) + window_pixels * In::BYTES; }
 };
 
 // Where a thread stands in a tile of rows of CHUNKS chunks: it has one column of chunks and every STEP-th row.
@@ -48,5 +81,34 @@ struct Walk {
 
     __device__ Walk() : chunk(threadIdx.x % CHUNKS), row(threadIdx.x / CHUNKS) {}
 };
+
+// The pixels of a tile that its outputs have, and where these lie in memory.
+template <class S>
+struct Outputs {
+    int64_t first;                // offset of the tile's first pixel
+    int row_pitch, column_pitch;  // in elements
+    int rows, columns;            // that exist, HEIGHT x WIDTH at most
+
+    __device__ bool all() const { return S::FLAT ? columns == S::WIDTH : rows == S::HEIGHT && columns == S::WIDTH; }
+    __device__ bool has(int pixel) const { return S::FLAT ? pixel < columns : pixel / S::WIDTH < rows && pixel % S::WIDTH < columns; }
+    __device__ int count() const { return S::FLAT ? columns : rows * columns; }
+
+    // The thread's first chunk, and the distance of its chunks.
+    template <class Thread>
+    __device__ int64_t at(const Thread& thread, int channel) const {
+        if constexpr (S::FLAT) return first + int64_t(thread.row) * column_pitch + channel;
+        return first + int64_t(thread.row / S::WIDTH) * row_pitch + thread.row % S::WIDTH * column_pitch + channel;
+    }
+    template <class Thread>
+    __device__ int step() const {
+        return S::FLAT ? Thread::STEP * column_pitch : Thread::STEP / S::WIDTH * row_pitch;
+    }
+};
+
+// Of a list of `pixels`.
+template <class S>
+__device__ inline Outputs<S> outputs_of(int64_t tile, int64_t pixels, int channels) {
+    return {tile * S::PIXELS * channels, 0, channels, 1, int(min(pixels - tile * S::PIXELS, int64_t(S::PIXELS)))};
+}
 
 }  // namespace fused_preact::cuda

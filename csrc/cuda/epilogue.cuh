@@ -37,31 +37,31 @@ __device__ inline void stage_output(char* staged, const Accumulators<S>& sums) {
     }
 }
 
-// body(offset of the thread's i-th chunk in `staged`, pixel of the tile) for those chunks of the tile that y has.
+// body(offset of the thread's i-th chunk in `staged`, i) for those chunks of the tile that the outputs have.
 template <class S, class Body>
-__device__ inline void each_output(int pixels, bool inside, Body&& body) {
+__device__ inline void each_output(const Outputs<S>& outputs, bool inside, Body&& body) {
     using Thread = Walk<S::THREADS, S::PIXELS, S::Out::CHUNKS>;
     if (!inside) return;
     const Thread thread;
     const int at = S::Out::at(thread.row, thread.chunk);
-    if (pixels == S::PIXELS) {
+    if (outputs.all()) {
 #pragma unroll
         for (int i = 0; i < Thread::COUNT; ++i) body(at + i * Thread::STEP * S::Out::BYTES, i);
     } else {
 #pragma unroll 1
         for (int i = 0; i < Thread::COUNT; ++i)
-            if (thread.row + i * Thread::STEP < pixels) body(at + i * Thread::STEP * S::Out::BYTES, i);
+            if (outputs.has(thread.row + i * Thread::STEP)) body(at + i * Thread::STEP * S::Out::BYTES, i);
     }
 }
 
 template <class T, class S>
-__device__ inline void store_output(void* y, const char* staged, int64_t tile, int pixels, int first, int k) {
+__device__ inline void store_output(void* y, const char* staged, const Outputs<S>& outputs, int first, int k) {
     using Thread = Walk<S::THREADS, S::PIXELS, S::Out::CHUNKS>;
     const Thread thread;
     const int channel = first + 8 * thread.chunk;
-    T* const to = static_cast<T*>(y) + (tile * S::PIXELS + thread.row) * k + channel;
-    const int step = Thread::STEP * k;
-    each_output<S>(pixels, channel < k, [&](int at, int i) { *reinterpret_cast<uint4*>(to + i * step) = *reinterpret_cast<const uint4*>(staged + at); });
+    T* const to = static_cast<T*>(y) + outputs.at(thread, channel);
+    const int step = outputs.template step<Thread>();
+    each_output<S>(outputs, channel < k, [&](int at, int i) { *reinterpret_cast<uint4*>(to + int64_t(i) * step) = *reinterpret_cast<const uint4*>(staged + at); });
 }
 
 }  // namespace fused_preact::cuda

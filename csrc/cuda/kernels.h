@@ -16,6 +16,8 @@ Status launch_bn_relu_bwd(const Elementwise&);
 Status launch_bn_bwd(const Elementwise&);
 
 Status launch_bn_relu_conv2d_fwd(const BnReluConv2dFwd&);
+// For convolutions that are not pointwise; the former calls it.
+Status launch_bn_relu_conv2d_fwd_window(const BnReluConv2dFwd&);
 
 // One tile of statistics, (count, mean, m2), from many.
 Status launch_bn_merge(const BnFinalize&);

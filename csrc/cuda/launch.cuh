@@ -43,6 +43,20 @@ void by_dtype(Dtype dtype, int channels, Body&& body) {
         of(f16{});
 }
 
+// body(T{}, stream) -> Status, with a type of 16 bits.
+template <class Body>
+Status on_halves(const Target& target, Dtype dtype, Body&& body) {
+    Status status;
+    const Status launched = on(target, [&](cudaStream_t stream) { status = dtype == Dtype::bfloat16 ? body(bf16{}, stream) : body(f16{}, stream); });
+    return status.error ? status : launched;
+}
+
+// A type as a value.
+template <class T>
+struct Type {
+    using type = T;
+};
+
 // A kernel's limit of dynamic shared memory, raised once on each device to all that the device has.
 class SharedMemoryLimit {
   public:
@@ -60,5 +74,15 @@ class SharedMemoryLimit {
   private:
     std::atomic<uint64_t> raised_{0};
 };
+
+// Launches a kernel with so many bytes of shared memory, which must be what it takes: the host has a table of its own.
+template <class... Args>
+Status launch_with_memory(void (*kernel)(Args...), SharedMemoryLimit& limit, int device, dim3 blocks, int threads, int bytes, int taken, cudaStream_t stream,
+                          const std::decay_t<Args>&... args) {
+    if (bytes != taken) return {"the tile's shared memory is not what the kernel takes"};
+    const Status status = limit.raise(kernel, device);
+    if (!status.error) kernel<<<blocks, threads, bytes, stream>>>(args...);
+    return status;
+}
 
 }  // namespace fused_preact::cuda

@@ -37,36 +37,34 @@ struct PixelLoader {
     }
 };
 
-// A slab of the weight's input channels, [output channel][input channel], for the output channels from `first` on; zeros beyond the last of both.
-template <class T, class S>
-__device__ inline void copy_weights(char* to, const void* weight, int first, int k, int slab, int c) {
-    using Thread = Walk<S::THREADS, S::OUT, S::In::CHUNKS>;
-    const Thread thread;
-    const int channel = slab * S::SLAB + 8 * thread.chunk;
+// Rows of a weight whose columns are chunks side by side, for all its `taps`, [tap][row][column]: ROWS rows from `first_row` on, columns from
+// `first_column` on; zeros beyond the last of both. In memory the weight is [row][tap][column].
+template <class T, int THREADS, int ROWS, class Layout>
+__device__ inline void copy_weights(char* to, const void* weight, int taps, int first_row, int rows, int first_column, int columns) {
+    const Walk<THREADS, ROWS, Layout::CHUNKS> thread;
+    const int column = first_column + 8 * thread.chunk;
     const T* const from = static_cast<const T*>(weight);
-#pragma unroll
-    for (int i = 0; i < Thread::COUNT; ++i) {
-        const int row = thread.row + i * Thread::STEP;
-        if (row >= S::OUT) break;
-        const bool inside = channel < c && first + row < k;
-        copy_async(to + S::In::at(thread.row, thread.chunk) + i * Thread::STEP * S::In::BYTES, from + (inside ? int64_t(first + row) * c + channel : 0), inside);
+    const T* own = from + (int64_t(first_row) * taps + thread.row) * columns + column;
+    const int left = column < columns ? (min(rows - first_row, ROWS)) * taps : 0;
+    for (int i = thread.row; i < ROWS * taps; i += thread.STEP, own += thread.STEP * columns) {
+        const int row = i / taps, tap = i - row * taps;
+        const bool inside = i < left;
+        copy_async(to + Layout::at(tap * ROWS + row, thread.chunk), inside ? own : from, inside);
     }
 }
 
 // A tile of an activation like y, for the output channels from `first` on; zeros outside.
 template <class T, class S>
-__device__ inline void copy_output_like(char* to, const void* from, int64_t tile, int64_t pixels, int first, int k) {
+__device__ inline void copy_output_like(char* to, const void* from, const Outputs<S>& outputs, int first, int k) {
     const Walk<S::THREADS, S::PIXELS, S::Out::CHUNKS> thread;
     const int channel = first + 8 * thread.chunk;
-    const int64_t pixel = tile * S::PIXELS + thread.row;
     const T* const base = static_cast<const T*>(from);
-    const int left = channel < k ? int(min(pixels - pixel, int64_t(S::PIXELS))) : 0;
-    const T* own = base + pixel * k + channel;
+    const T* own = base + outputs.at(thread, channel);
+    const int step = outputs.template step<decltype(thread)>();
 #pragma unroll
-    for (int i = 0; i < thread.COUNT; ++i) {
-        const bool inside = i * thread.STEP < left;
+    for (int i = 0; i < thread.COUNT; ++i, own += step) {
+        const bool inside = channel < k && outputs.has(thread.row + i * thread.STEP);
         copy_async(to + S::Out::at(thread.row, thread.chunk) + i * thread.STEP * S::Out::BYTES, inside ? own : base, inside);
-        own += thread.STEP * k;
     }
 }
 

@@ -1,5 +1,7 @@
 // What becomes of x between its arrival in registers and the tensor cores: z = relu(bn(x)), rounded once.
 #pragma once
+#include <type_traits>
+
 #include "loader.cuh"
 #include "norm.cuh"
 
@@ -53,22 +55,50 @@ __device__ inline void store_slab(char* slab, const PixelLoader<T, S>& loader, b
 
 enum class Prologue { none, norm, norm_relu };
 
+inline __device__ Prologue prologue_of(const float* bn, bool relu) { return !bn ? Prologue::none : relu ? Prologue::norm_relu : Prologue::norm; }
+
+// body(P) with the prologue as a constant.
+template <class Body>
+__device__ inline void with_prologue(Prologue prologue, Body&& body) {
+    if (prologue == Prologue::none)
+        body(std::integral_constant<Prologue, Prologue::none>{});
+    else if (prologue == Prologue::norm)
+        body(std::integral_constant<Prologue, Prologue::norm>{});
+    else
+        body(std::integral_constant<Prologue, Prologue::norm_relu>{});
+}
+
+// z of a chunk of x.
+template <Prologue P, class T>
+__device__ inline uint4 activated(uint4 raw, const Values<8>& scale, const Values<8>& shift) {
+    if (P == Prologue::none) return raw;
+    Values<8> chunk = unpacked<T>(raw);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) chunk[i] = fmaf(chunk[i], scale[i], shift[i]);
+    return packed<P == Prologue::norm_relu, T>(chunk);
+}
+
 template <class T, class S>
 __device__ inline void apply_prologue(Prologue prologue, char* to, const PixelLoader<T, S>& loader, int slab, const NormVectors<T, S>& vectors) {
     const bool inside = loader.inside(slab);
-    if (prologue == Prologue::none) return store_slab(to, loader, inside, [](uint4 chunk) { return chunk; });
     Values<8> scale, shift;
-    if (inside) vectors.get(slab * S::In::CHUNKS + loader.thread.chunk, scale, shift);
-    auto normed = [&](uint4 raw) {
-        Values<8> chunk = unpacked<T>(raw);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) chunk[i] = fmaf(chunk[i], scale[i], shift[i]);
-        return chunk;
-    };
-    if (prologue == Prologue::norm)
-        store_slab(to, loader, inside, [&](uint4 chunk) { return packed<false, T>(normed(chunk)); });
-    else
-        store_slab(to, loader, inside, [&](uint4 chunk) { return packed<true, T>(normed(chunk)); });
+    if (inside && prologue != Prologue::none) vectors.get(slab * S::In::CHUNKS + loader.thread.chunk, scale, shift);
+    with_prologue(prologue, [&](auto p) { store_slab(to, loader, inside, [&](uint4 chunk) { return activated<p(), T>(chunk, scale, shift); }); });
 }
+
+// Where a window's chunks come from: z from x. The thread has the channels from `channel` on.
+template <class T, Prologue P>
+struct Activation {
+    using Raw = uint4;
+    Values<8> scale, shift;
+
+    __device__ Activation(const float* bn, int64_t pitch, int channel) {
+        if (P == Prologue::none) return;
+        const Norm<T, 8> norm(bn + channel, pitch);
+        scale = norm.scale, shift = norm.shift;
+    }
+    __device__ Raw read(const T* from) const { return *reinterpret_cast<const uint4*>(from); }
+    __device__ uint4 chunk(Raw raw) const { return activated<P, T>(raw, scale, shift); }
+};
 
 }  // namespace fused_preact::cuda

@@ -42,19 +42,40 @@ struct Elementwise {
     int tiles = 0;
 };
 
-// What a block of a convolution computes at a time, `pixels` x `out` channels from `slab` input channels; how many blocks share out the
-// pixels, and their bytes of shared memory.
+// One axis of a convolution.
+struct Axis {
+    int in, out, kernel, stride, padding, dilation;
+};
+
+// x [n, y.in, x.in, c] with weight [k, y.kernel, x.kernel, c] gives [n, y.out, x.out, k]; c and k are multiples of 8.
+struct Conv {
+    int n, c, k;
+    Axis y, x;
+
+    constexpr int64_t inputs() const { return int64_t(n) * y.in * x.in; }
+    constexpr int64_t outputs() const { return int64_t(n) * y.out * x.out; }
+    constexpr int taps() const { return y.kernel * x.kernel; }
+    // Every output pixel reads the input pixel at its place, and no other.
+    bool pointwise() const { return own_pixel(y) && own_pixel(x); }
+    bool dense_3x3() const { return dense_3(y) && dense_3(x); }
+
+  private:
+    static bool own_pixel(const Axis& a) { return a.kernel == 1 && a.stride == 1 && a.padding == 0; }
+    static bool dense_3(const Axis& a) { return a.kernel == 3 && a.stride == 1 && a.dilation == 1; }
+};
+
+// What a block of a convolution computes at a time, `pixels` x `out` channels from `slab` channels to be summed over; how many blocks share
+// out the pixels, and their bytes of shared memory.
 struct ConvTile {
     int pixels, slab, out, blocks, shared;
 };
 
-// A 1x1 convolution of stride 1: y [pixels, k] = relu(bn(x [pixels, c])) * weight [k, c], transposed, + bias + residual.
+// y = conv(relu(bn(x)), weight) + bias + residual
 struct BnReluConv2dFwd {
     Target target;
     ConvTile tile;
     Dtype dtype;  // 16 bits
-    int64_t pixels = 0;
-    int c = 0, k = 0;  // multiples of 8
+    Conv conv;
     bool relu = false;
     const void* x = nullptr;
     const float* bn = nullptr;  // or null
@@ -65,6 +86,39 @@ struct BnReluConv2dFwd {
     void* y = nullptr;
     float* stats = nullptr;  // [stats_tiles, 3, k], or null; a tile for each block, zeros in others
     int stats_tiles = 0;
+};
+
+// What a block of a weight's gradient computes, `k` x `c` of it for some of the taps, from `pixels` at a time; how many blocks share out the
+// pixels, a part of the gradient each, and their bytes of shared memory.
+struct WgradTile {
+    int pixels, k, c, parts, shared;
+};
+
+// dz = transposed conv(dy, weight) + add_dz, where dy may be deferred: a*dy + b*(dy_x - mean) + c. Without coeffs `out` is g = bn(x) <= 0 ? 0 : dz
+// (without bn dz itself), with them dx = a*g + b*(x - mean) + c + residual_grad. dweight = conv_wgrad(dy, z).
+struct BnReluConv2dBwd {
+    Target target;
+    ConvTile dgrad;   // of channels of x from channels of dy; no blocks: neither out nor sums
+    WgradTile wgrad;  // no parts: no dweight; of no pixels: parts come from dgrad's blocks
+    Dtype dtype;      // 16 bits
+    Conv conv;
+    bool relu = false;
+    const void* dy = nullptr;
+    const void* dy_x = nullptr;        // or null
+    const float* dy_coeffs = nullptr;  // [4, k], or null
+    const void* x = nullptr;
+    const float* bn = nullptr;  // or null
+    int64_t bn_pitch = 0;
+    const void* weight = nullptr;
+    const void* add_dz = nullptr;         // or null
+    const float* coeffs = nullptr;        // [4, c], or null
+    const void* residual_grad = nullptr;  // or null
+    void* out = nullptr;                  // or null
+    float* sums = nullptr;                // [sums_tiles, 2, c], or null; a tile for each block, zeros in others
+    int sums_tiles = 0;
+    float* parts = nullptr;  // [wgrad.parts, k, taps, c]
+    void* dweight = nullptr;
+    bool taps_last = false;  // dweight is [k, c, taps] in memory, not [k, taps, c]
 };
 
 struct BnFinalize {

@@ -1,5 +1,6 @@
 // Count, mean and m2 of y, as it is stored, from the tiles of a block.
 #pragma once
+#include "column_sums.cuh"
 #include "epilogue.cuh"
 
 namespace fused_preact::cuda {
@@ -9,22 +10,24 @@ template <class T, class S>
 struct Statistics {
     float count = 0, reference = 0, mean = 0, m2 = 0;
 
-    // A tile, of which y has so many pixels. sums: SUMS_BYTES of shared memory. All threads must come.
-    __device__ void add(const char* staged, float* sums, int pixels, bool inside) {
+    // sums: SUMS_BYTES of shared memory. All threads must come.
+    __device__ void add(const char* staged, float* sums, const Outputs<S>& outputs, bool inside) {
         // Squares about 0 lose what the mean is larger than the deviation, on tensor cores that truncate still more. Where that is much, and where
         // the tile is cut, sums are taken about the first value.
         constexpr float LARGE = 64;
-        sum_on_tensor_cores(staged, sums);
+        ColumnSums<T, S> own;
+        own.add(staged, staged);
+        own.store(sums);
         __syncthreads();
-        float2 total = column(sums, S::SHARES);
-        const float n = float(pixels);
+        float2 total = ColumnSums<T, S>::of_column(sums, S::SHARES);
+        const float n = float(outputs.count());
         const bool about_zero = total.x * (total.x / n) <= LARGE * (total.y - total.x * (total.x / n));
         float about = 0;
         if (count == 0) reference = value_of_first(staged);
-        if (__syncthreads_or(!about_zero || pixels < S::PIXELS)) {
-            sum_about_first(staged, sums, pixels, inside);
+        if (__syncthreads_or(!about_zero || !outputs.all())) {
+            sum_about_first(staged, sums, outputs, inside);
             __syncthreads();
-            total = column(sums, S::WARPS);
+            total = ColumnSums<T, S>::of_column(sums, S::WARPS);
             about = value_of_first(staged);
         }
         const float offset = total.x / n, squares = total.y - total.x * offset;
@@ -53,54 +56,15 @@ struct Statistics {
         count = total;
     }
 
-    // The two sums of channel threadIdx.x, each [2, OUT] in so many rows.
-    static __device__ float2 column(const float* sums, int rows) {
-        float2 total{};
-        if (threadIdx.x < S::OUT)
-            for (int row = 0; row < rows; ++row) {
-                total.x += sums[row * 2 * S::OUT + threadIdx.x];
-                total.y += sums[(row * 2 + 1) * S::OUT + threadIdx.x];
-            }
-        return total;
-    }
-
-    // V: 8 channels x 16 pixels. (V over rows of ones) * V^T has the sums of squares on the diagonal of its upper half, and the sums in each row
-    // of the lower.
-    static __device__ void sum_on_tensor_cores(const char* staged, float* sums) {
-        constexpr int WIDE = S::GROUPS < S::WARPS ? S::GROUPS : S::WARPS;
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, share = warp / WIDE, row = lane / 4, column = 2 * (lane % 4);
-        for (int group = warp % WIDE; group < S::GROUPS; group += WIDE) {
-            const uint32_t at = shared_address(staged) + S::Out::at(16 * share + lane % 16, 2 * group + lane / 16);
-            float products[2][4]{};
-#pragma unroll
-            for (int i = 0; i < S::PIXELS / 16 / S::SHARES; ++i) {
-                uint32_t v[4];
-                load_transposed(v, at + i * S::SHARES * 16 * S::Out::BYTES);
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const uint32_t low = v[2 * half], high = v[2 * half + 1];
-                    multiply_add(products[half], {low, ones(T{}), high, ones(T{})}, low, high, T{});
-                }
-            }
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                float* const to = sums + share * 2 * S::OUT + group * 16 + half * 8;
-                if (row == 0) *reinterpret_cast<float2*>(to + column) = {products[half][2], products[half][3]};
-                if (row == column) to[S::OUT + row] = products[half][0];
-                if (row == column + 1) to[S::OUT + row] = products[half][1];
-            }
-        }
-    }
-
     // Sums of y - first and of its square, a row of `sums` for each warp.
-    static __device__ void sum_about_first(const char* staged, float* sums, int pixels, bool inside) {
+    static __device__ void sum_about_first(const char* staged, float* sums, const Outputs<S>& outputs, bool inside) {
         constexpr int CHUNKS = S::Out::CHUNKS;
         static_assert(CHUNKS <= 32);
         const int chunk = threadIdx.x % CHUNKS, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         auto chunk_at = [&](int at) { return unpacked<T>(*reinterpret_cast<const uint4*>(staged + at)); };
         const Values<8> first = chunk_at(S::Out::at(0, chunk));
         Values<8> sum{}, square{};
-        each_output<S>(pixels, inside, [&](int at, int) {
+        each_output<S>(outputs, inside, [&](int at, int) {
             const Values<8> value = chunk_at(at);
 #pragma unroll
             for (int i = 0; i < 8; ++i) {

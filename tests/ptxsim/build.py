@@ -19,7 +19,7 @@ ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "ptxsim"
 LIBRARY = BUILD / "libptxsim.so"
 CXX = ["-std=c++17", "-O2", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-NVCC = ["-std=c++17", "-O3", "-lineinfo", "-no-compress", "-gencode", "arch=compute_80,code=compute_80", "-Xcompiler", "-fPIC"]
+NVCC = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-lineinfo", "-no-compress", "-gencode", "arch=compute_80,code=compute_80", "-Xcompiler", "-fPIC"]
 
 
 def nvcc() -> str | None:

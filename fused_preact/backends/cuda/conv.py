@@ -8,31 +8,35 @@ from torch import Tensor
 from fused_preact import _cuda
 from fused_preact.backends import eager, library
 from fused_preact.backends.cuda import bn as norm
-from fused_preact.backends.cuda import environment
+from fused_preact.backends.cuda import environment, tiles
 from fused_preact.backends.cuda.launch import DTYPES, launch
-from fused_preact.backends.cuda.tiles import conv_tile
-from fused_preact.backends.layout import conv_out_shape, empty_wide, tiles
+from fused_preact.backends.layout import conv_out_shape, empty_wide
+from fused_preact.backends.layout import tiles as count_tiles
 from fused_preact.backends.memory import Output, nhwc
 from fused_preact.backends.records import Pair
 
+Shape = tuple[int, ...]
 HALVES = (torch.bfloat16, torch.float16)
 
 
 @functools.lru_cache(maxsize=65536)
-def _tile(pixels: int, c: int, k: int, tiles: int, device: int | None) -> _cuda.ConvTile | None:
-    tile = conv_tile(pixels, c, k, tiles, environment.device(device))
-    return tile and _cuda.ConvTile(*tile)
+def _problem(x: Shape, weight: Shape, stride: Pair, padding: Pair, dilation: Pair) -> tiles.Problem:
+    out = conv_out_shape(x, weight, stride, padding, dilation)
+    y, x_axis = (tiles.Axis(x[i + 2], out[i + 2], weight[i + 2], stride[i], padding[i], dilation[i]) for i in (0, 1))
+    return tiles.Problem(x[0], x[1], weight[0], y, x_axis)
 
 
-def fwd_tile(x: Tensor, weight: Tensor, residual: Tensor | None, stride: Pair, padding: Pair, groups: int) -> _cuda.ConvTile | None:
-    """How the kernel of ours computes the convolution; None if there is none for it."""
-    n, c, h, w = x.shape
-    k, _, r, s = weight.shape
-    pointwise = (r, s, *stride, *padding, groups) == (1, 1, 1, 1, 0, 0, 1)
-    dtypes = {t.dtype for t in (x, weight, residual) if t is not None}
-    if not pointwise or len(dtypes) > 1 or x.dtype not in HALVES or c % 8 or k % 8:
-        return None
-    return _tile(n * h * w, c, k, tiles((n, k, h, w)), x.device.index)
+@functools.lru_cache(maxsize=65536)
+def _fwd_plan(x: Shape, weight: Shape, conv: tuple[Pair, Pair, Pair], device: int | None) -> tuple[_cuda.Conv, _cuda.ConvTile] | None:
+    """How the kernels of ours compute the convolution; None if there is none for it."""
+    p = _problem(x, weight, *conv)
+    tile = None if p.c % 8 or p.k % 8 else tiles.fwd_tile(p, count_tiles(conv_out_shape(x, weight, *conv)), environment.device(device))
+    return tile and (_cuda.Conv(p.n, p.c, p.k, p.y, p.x), _cuda.ConvTile(*tile))
+
+
+def native(x: Tensor, weight: Tensor, groups: int, *others: Tensor | None) -> bool:
+    """Whether the dtypes are those of the kernels of ours."""
+    return groups == 1 and x.dtype in HALVES and all(t is None or t.dtype == x.dtype for t in (weight, *others))
 
 
 def bn_relu_conv2d_fwd(
@@ -51,17 +55,16 @@ def bn_relu_conv2d_fwd(
 ) -> tuple[Tensor, Tensor | None]:
     if not x.numel():
         return eager.bn_relu_conv2d_fwd(x, bn, weight, bias, residual, stride, padding, dilation, groups, relu, want_stats, after)
-    tile = fwd_tile(x, weight, residual, stride, padding, groups)
-    if tile is None:
+    plan = _fwd_plan(x.shape, weight.shape, (stride, padding, dilation), x.device.index) if native(x, weight, groups, residual) else None
+    if plan is None:
         return library.fwd(norm, x, bn, weight, bias, residual, (stride, padding, dilation, groups), relu, want_stats)
     shape = conv_out_shape(x.shape, weight.shape, stride, padding, dilation)
     y = Output.empty(shape, weight.dtype, x, weight)
-    count = tiles(shape)
+    count = count_tiles(shape)
     stats = empty_wide((count, 3, shape[1]), x) if want_stats else None
     bn, pitch = norm.norm_vectors(bn)
-    sizes = (DTYPES[x.dtype], x.numel() // x.size(1), x.size(1), shape[1], tile, pitch, relu, count)
     reads = {"x": nhwc(x), "bn": bn, "weight": nhwc(weight), "bias": norm.float_vector(bias), "residual": nhwc(residual)}
-    launch(_cuda.bn_relu_conv2d_fwd, x, *sizes, reads=reads, writes={"y": y.memory, "stats": stats})
+    launch(_cuda.bn_relu_conv2d_fwd, x, DTYPES[x.dtype], *plan, pitch, relu, count, reads=reads, writes={"y": y.memory, "stats": stats})
     return y.get(), stats
 
 

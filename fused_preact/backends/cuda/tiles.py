@@ -3,6 +3,7 @@
 Nothing here was measured on a GPU yet; docs/performance.md has what the simulator counted.
 """
 
+from math import gcd
 from typing import NamedTuple
 
 import torch
@@ -31,7 +32,8 @@ class Grid(NamedTuple):
 
 
 class ConvTile(NamedTuple):
-    """Of a convolution: pixels, input and output channels that a block computes with at a time; blocks that share out the pixels; bytes."""
+    """Of a convolution: pixels, channels summed over and output channels that a block computes with at a time; blocks that share out the
+    pixels; bytes."""
 
     pixels: int
     slab: int
@@ -40,31 +42,84 @@ class ConvTile(NamedTuple):
     shared: int
 
 
-class Shape(NamedTuple):
-    """Of a block of a convolution's kernel: pixels, warps, and how many share a multiprocessor's registers, if C is one slab or more."""
+class Axis(NamedTuple):
+    """One axis of a convolution."""
 
-    pixels: int
+    size: int
+    out: int
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+
+
+class Problem(NamedTuple):
+    """A convolution of n images, c channels to k."""
+
+    n: int
+    c: int
+    k: int
+    y: Axis
+    x: Axis
+
+    @property
+    def taps(self) -> int:
+        return self.y.kernel * self.x.kernel
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether every output pixel reads the input pixel at its place, and no other."""
+        return all((a.kernel, a.stride, a.padding) == (1, 1, 0) for a in (self.y, self.x))
+
+    @property
+    def dense_3x3(self) -> bool:
+        return all((a.kernel, a.stride, a.dilation) == (3, 1, 1) for a in (self.y, self.x))
+
+
+class Shape(NamedTuple):
+    """Of a block of a convolution's kernel: its tile of pixels, warps, and how many share a multiprocessor's registers, if there is one slab
+    or more (0: no such kernel)."""
+
+    height: int
+    width: int
     warps: int
     one_slab: int
     slabs: int = 0
 
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
 
 # What csrc/cuda/bn_relu_conv2d_fwd.cu is compiled for, by input channels at a time and output channels. More of both would spill registers,
 # or leave no room for a second block.
-SHAPES = {
-    (16, 16): Shape(128, 4, 4),
-    (16, 32): Shape(128, 4, 4),
-    (16, 64): Shape(128, 4, 3),
-    (32, 16): Shape(128, 4, 4),
-    (32, 32): Shape(128, 4, 4),
-    (32, 64): Shape(128, 4, 3),
-    (32, 128): Shape(128, 8, 2),
-    (64, 16): Shape(128, 4, 4, 4),
-    (64, 32): Shape(128, 4, 3, 3),
-    (64, 64): Shape(64, 4, 3, 3),
-    (64, 128): Shape(64, 4, 3, 2),
+FLAT = {
+    (16, 16): Shape(1, 128, 4, 4),
+    (16, 32): Shape(1, 128, 4, 4),
+    (16, 64): Shape(1, 128, 4, 3),
+    (32, 16): Shape(1, 128, 4, 4),
+    (32, 32): Shape(1, 128, 4, 4),
+    (32, 64): Shape(1, 128, 4, 3),
+    (32, 128): Shape(1, 128, 8, 2),
+    (64, 16): Shape(1, 128, 4, 4, 4),
+    (64, 32): Shape(1, 128, 4, 3, 3),
+    (64, 64): Shape(1, 64, 4, 3, 3),
+    (64, 128): Shape(1, 64, 4, 3, 2),
+}
+# bn_relu_conv2d_fwd_window.cu: for 3x3 taps without stride and dilation, and for any.
+WINDOW_3X3 = {
+    (16, 16): Shape(16, 16, 4, 4),
+    (32, 32): Shape(16, 16, 8, 2),
+    (64, 64): Shape(8, 8, 8, 2),
+    (32, 64): Shape(8, 16, 8, 0, 2),
+}
+WINDOW_ANY = {
+    (16, 32): Shape(8, 16, 4, 4),
+    (32, 64): Shape(8, 16, 8, 2, 2),
 }
 WIDEST_SLAB = 64
+# csrc/cuda/window.h
+MOST_TAPS, MOST_PHASES = 49, 4
 # Of every block's shared memory the system takes 1 KiB.
 RESERVED = 1024
 
@@ -83,37 +138,71 @@ def bn_grid(channels: int, pixels: int, dtype: torch.dtype, tiles: int, device: 
     return Grid(columns, rows, max(1, blocks))
 
 
-def conv_tile(pixels: int, c: int, k: int, tiles: int, device: Device) -> ConvTile | None:
-    """Of a 1x1 convolution of 16-bit values, with at most `tiles` blocks along the pixels; None if no tile fits the device."""
+def fwd_tile(p: Problem, tiles: int, device: Device) -> ConvTile | None:
+    """Of a forward convolution of 16-bit values, with at most `tiles` blocks along the pixels; None if no tile fits the device."""
+    return flat_fwd_tile(p.n * p.y.out * p.x.out, p.c, p.k, tiles, device) if p.pointwise else window_fwd_tile(p, tiles, device)
+
+
+def flat_fwd_tile(pixels: int, c: int, k: int, tiles: int, device: Device) -> ConvTile | None:
+    """Of a pointwise convolution."""
     slab = min(WIDEST_SLAB, max(16, _power_of_two(c)))
-    outs = [out for own, out in SHAPES if own == slab]
+    outs = [out for own, out in FLAT if own == slab]
     out = next((out for out in outs if out >= k), outs[-1])
-    shape, shared = _block(slab, out, c)
+    shared = flat_fwd_bytes(slab, out, c)
     # Half as wide, if that leaves fewer multiprocessors idle, or room for a second block.
     if out > 64 and (
-        _parts(pixels, shape.pixels) * _parts(k, out) < device.multiprocessors or 2 * (shared + RESERVED) > device.shared_limit
+        _parts(pixels, FLAT[slab, out].pixels) * _parts(k, out) < device.multiprocessors or 2 * (shared + RESERVED) > device.shared_limit
     ):
         out = 64
-        shape, shared = _block(slab, out, c)
+        shared = flat_fwd_bytes(slab, out, c)
+    return _shared_out(FLAT[slab, out], _parts(pixels, FLAT[slab, out].pixels), slab, out, c, k, tiles, shared, device)
+
+
+def window_fwd_tile(p: Problem, tiles: int, device: Device) -> ConvTile | None:
+    """Of a convolution that is not pointwise."""
+    if p.taps > MOST_TAPS or p.y.stride * p.x.stride > MOST_PHASES:
+        return None
+    shapes = WINDOW_3X3 if p.dense_3x3 else WINDOW_ANY
+    slab, out = next((key for key, shape in shapes.items() if (shape.one_slab if key[0] >= p.c else shape.slabs)))
+    shape = shapes[slab, out]
+    pieces = p.n * _parts(p.y.out, shape.height) * _parts(p.x.out, shape.width)
+    return _shared_out(shape, pieces, slab, out, p.c, p.k, tiles, window_fwd_bytes(p, slab, out), device)
+
+
+def _shared_out(
+    shape: Shape, pieces: int, slab: int, out: int, summed: int, outputs: int, tiles: int, shared: int, device: Device
+) -> ConvTile | None:
+    """Tiles in `pieces` for blocks that are all resident, as even as they can be."""
     if shared > device.shared_limit:
         return None
-    resident = max(1, min(shape.slabs if c > slab else shape.one_slab, device.shared_limit // (shared + RESERVED)))
-    pieces = _parts(pixels, shape.pixels)
-    most = min(tiles, pieces, max(1, device.multiprocessors * resident // _parts(k, out)))
-    # As even as they can be.
+    resident = max(1, min(shape.slabs if summed > slab else shape.one_slab, device.shared_limit // (shared + RESERVED)))
+    most = min(tiles, pieces, max(1, device.multiprocessors * resident // _parts(outputs, out)))
     return ConvTile(shape.pixels, slab, out, _parts(pieces, _parts(pieces, most)), shared)
 
 
-def _block(slab: int, out: int, c: int) -> tuple[Shape, int]:
-    """The shape, and its bytes of shared memory."""
-    shape = SHAPES[slab, out]
-    return shape, shared_bytes(shape.pixels, slab, out, shape.warps, c)
-
-
-def shared_bytes(pixels: int, slab: int, out: int, warps: int, c: int) -> int:
+def flat_fwd_bytes(slab: int, out: int, c: int) -> int:
     """Slabs of z and of the weight (two of each if there are more to come), y, sums of each warp, scale and shift of every channel."""
-    slabs = _parts(c, slab)
-    return min(2, slabs) * 2 * slab * (pixels + out) + 2 * pixels * out + warps * 8 * out + 8 * slabs * slab
+    shape, slabs = FLAT[slab, out], _parts(c, slab)
+    return min(2, slabs) * 2 * slab * (shape.pixels + out) + 2 * shape.pixels * out + shape.warps * 8 * out + 8 * slabs * slab
+
+
+def window_fwd_bytes(p: Problem, slab: int, out: int) -> int:
+    """y, sums of each warp, a slab of the weight (two if there are more to come) under all taps, and one of the window."""
+    shape = (WINDOW_3X3 if p.dense_3x3 else WINDOW_ANY)[slab, out]
+    weight = p.taps * out * _padded(slab)
+    window = window_side(p.y, shape.height) * window_side(p.x, shape.width) * _padded(slab)
+    return 2 * shape.pixels * out + shape.warps * 8 * out + min(2, _parts(p.c, slab)) * weight + window
+
+
+def window_side(a: Axis, outputs: int) -> int:
+    """Pixels along an axis of the window that so many outputs read: those that any of them does, and what lies between."""
+    sample = a.stride if a.kernel == 1 else gcd(a.stride, a.dilation)
+    return (outputs - 1) * (a.stride // sample) + (a.kernel - 1) * a.dilation // sample + 1
+
+
+def _padded(channels: int) -> int:
+    """Bytes of a row of chunks, an odd number of them."""
+    return (channels // 8 | 1) * CHUNK_BYTES
 
 
 def _parts(n: int, size: int) -> int:

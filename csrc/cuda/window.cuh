@@ -1,0 +1,147 @@
+// The window of a tile on the device: where its pixels lie in shared memory, how they get there, and the product with all taps.
+#pragma once
+#include "fragments.cuh"
+#include "window.h"
+
+namespace fused_preact::cuda {
+
+// An image of the source, dense NHWC.
+template <class T>
+struct Image {
+    const T* pixels;
+    int height, width, channels;
+};
+
+// 3x3 taps, stride and dilation 1: all is known but where the window begins. TRANSPOSED: the weight's taps are in reverse.
+template <class S, bool TRANSPOSED>
+struct Window3x3 {
+    static constexpr int HEIGHT = S::HEIGHT + 2, WIDTH = S::WIDTH + 2, TAPS = 9;
+    // Threads have a pixel's chunk in AT_ONCE rows of the window, and then in the next.
+    static constexpr int ACROSS = WIDTH * S::In::CHUNKS, AT_ONCE = S::THREADS / ACROSS, COUNT = (HEIGHT + AT_ONCE - 1) / AT_ONCE;
+    static_assert(AT_ONCE > 0);
+    const Window& w;
+
+    __device__ int taps() const { return TAPS; }
+    __device__ int phases() const { return 1; }
+    // Bytes from a tile's pixel to its 16th next.
+    __device__ int next_rows() const { return 16 / S::WIDTH * WIDTH * S::In::BYTES; }
+    __device__ int row_of(int pixel) const { return pixel / S::WIDTH * WIDTH + pixel % S::WIDTH; }
+
+    // body(offset of a tap in the window, which tap of the weight)
+    template <class Body>
+    __device__ void each_tap(int, Body&& body) const {
+#pragma unroll
+        for (int tap = 0; tap < TAPS; ++tap) body((tap / 3 * WIDTH + tap % 3) * S::In::BYTES, TRANSPOSED ? TAPS - 1 - tap : tap);
+    }
+
+    // store(row of the window, read(offset)) for the thread's chunks, whose image's pixels begin at y, x; zero(row) outside the image.
+    template <class T, class Read, class Store>
+    __device__ void fill(const Image<T>& image, int y, int x, Read&& read, Store&& store) const {
+        const int place = threadIdx.x / S::In::CHUNKS, column = place % WIDTH, row = place / WIDTH;
+        if (row >= AT_ONCE) return;
+        const bool across = unsigned(x + column) < unsigned(image.width);
+        const int step = AT_ONCE * image.width * image.channels;
+        const T* from = image.pixels + (int64_t(y + row) * image.width + x + column) * image.channels;
+        decltype(read(from)) raw[COUNT];
+        auto inside = [&](int i) { return across && unsigned(y + row + i * AT_ONCE) < unsigned(image.height) && row + i * AT_ONCE < HEIGHT; };
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i)
+            if (inside(i)) raw[i] = read(from + int64_t(i) * step);
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i)
+            if (row + i * AT_ONCE < HEIGHT) store((row + i * AT_ONCE) * WIDTH + column, raw[i], inside(i));
+    }
+};
+
+// Any taps, stride and dilation.
+template <class S>
+struct AnyWindow {
+    const Window& w;
+
+    __device__ int taps() const {
+        const Window::Phase& last = w.phase[w.phases - 1];
+        return last.first + last.taps;
+    }
+    __device__ int phases() const { return w.phases; }
+    __device__ int next_rows() const { return 16 / S::WIDTH * w.y.step * w.x.extent * S::In::BYTES; }
+    __device__ int row_of(int pixel) const { return pixel / S::WIDTH * w.y.step * w.x.extent + pixel % S::WIDTH; }
+
+    // Columns that neighbouring outputs read are neighbours: sorted by their phase modulo the step.
+    __device__ int column_of(int x) const { return x % w.x.step * ((w.x.extent + w.x.step - 1) / w.x.step) + x / w.x.step; }
+
+    template <class Body>
+    __device__ void each_tap(int phase, Body&& body) const {
+        const Window::Phase& own = w.phase[phase];
+        for (int i = own.first; i < own.first + own.taps; ++i) body((w.taps[i].y * w.x.extent + column_of(w.taps[i].x)) * S::In::BYTES, w.taps[i].weight);
+    }
+
+    template <class T, class Read, class Store>
+    __device__ void fill(const Image<T>& image, int y, int x, Read&& read, Store&& store) const {
+        const int all = w.y.extent * w.x.extent;
+        for (int i = threadIdx.x / S::In::CHUNKS; i < all; i += S::THREADS / S::In::CHUNKS) {
+            const int row = i / w.x.extent, column = i - row * w.x.extent, iy = y + row * w.y.sample, ix = x + column * w.x.sample;
+            const bool inside = unsigned(iy) < unsigned(image.height) && unsigned(ix) < unsigned(image.width);
+            const T* const from = image.pixels + (int64_t(iy) * image.width + ix) * image.channels;
+            decltype(read(from)) raw;
+            if (inside) raw = read(from);
+            store(row * w.x.extent + column_of(column), raw, inside);
+        }
+    }
+};
+
+// Which image and outputs a tile has.
+struct TileAt {
+    int image, y, x;  // of its first output, in pixels of a phase
+
+    template <class S>
+    static __device__ TileAt of(int tile, int height, int width) {
+        const int across = (width + S::WIDTH - 1) / S::WIDTH, down = (height + S::HEIGHT - 1) / S::HEIGHT, row = tile / across;
+        return {row / down, row % down * S::HEIGHT, (tile - row * across) * S::WIDTH};
+    }
+};
+
+// A chunk of a slab of z from what was read, or zero: padding is of z.
+template <class T, class S, class G, class Source>
+__device__ inline void fill_window(char* window, const G& geometry, const Image<T>& image, const TileAt& at, const Source& source) {
+    const Window& w = geometry.w;
+    const int chunk = threadIdx.x % S::In::CHUNKS;
+    char* const to = window + chunk * 16;
+    geometry.fill(
+        image, w.y.origin + at.y * w.y.advance, w.x.origin + at.x * w.x.advance, [&](const T* from) { return source.read(from); },
+        [&](int row, const typename Source::Raw& raw, bool inside) {
+            *reinterpret_cast<uint4*>(to + row * S::In::BYTES) = inside ? source.chunk(raw) : uint4{};
+        });
+}
+
+// sums += all taps of a phase: rows of the window, shifted, * rows of the weight. TRANSPOSED: the weight's rows are what is summed over.
+template <class T, class S, bool TRANSPOSED, class G>
+__device__ inline void multiply_taps(Accumulators<S>& sums, const G& geometry, int phase, const char* window, const char* weights) {
+    const WarpTile<S> warp;
+    const int lane = warp.lane;
+    const uint32_t rows = shared_address(window) + S::In::at(geometry.row_of(warp.pixel + lane % 16), lane / 16);
+    const uint32_t columns = shared_address(weights) + (TRANSPOSED ? S::Weight::at(lane % 16, warp.channel / 8 + lane / 16)
+                                                                  : S::Weight::at(warp.channel + lane % 8 + lane / 16 * 8, lane / 8 % 2));
+    const int next_rows = geometry.next_rows();
+    geometry.each_tap(phase, [&](int offset, int tap) {
+#pragma unroll
+        for (int step = 0; step < S::SLAB / 16; ++step) {
+            uint32_t b[S::COLUMNS / 2][4];
+#pragma unroll
+            for (int j = 0; j < S::COLUMNS / 2; ++j) {
+                if (TRANSPOSED)
+                    load_transposed(b[j], columns + tap * S::TAP_BYTES + step * 16 * S::Weight::BYTES + j * 32);
+                else
+                    load_matrices(b[j], columns + tap * S::TAP_BYTES + step * 32 + j * 16 * S::Weight::BYTES);
+            }
+#pragma unroll
+            for (int i = 0; i < S::ROWS; ++i) {
+                uint32_t a[4];
+                load_matrices(a, rows + offset + i * next_rows + step * 32);
+#pragma unroll
+                for (int j = 0; j < S::COLUMNS; ++j) multiply_add(sums[i][j], a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1], T{});
+            }
+        }
+    });
+}
+
+}  // namespace fused_preact::cuda
