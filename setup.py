@@ -34,7 +34,8 @@ PER_ISA = ("bn", "bn_relu_conv2d_fwd", "bn_relu_conv2d_bwd", "probe")
 ONCE = ("bn_vectors", "unit", "pool", "dispatch", "binding")
 
 CUDA = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xptxas", "-warn-spills"]
-CUDA_SOURCES = ("bn", "bn_vectors", "bn_relu_conv2d_fwd", "bn_relu_conv2d_fwd_window")
+CUDA_HOST = ("binding", "bn_relu_conv2d_bwd")
+CUDA_DEVICE = ("bn", "bn_vectors", "bn_relu_conv2d_fwd", "bn_relu_conv2d_fwd_window", "bn_relu_conv2d_dgrad", "bn_relu_conv2d_wgrad")
 CUDA_ARCHS = "FUSED_PREACT_CUDA_ARCHS"
 CUDA_DEFAULT = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 CUDA_OLDEST = (12, 0)
@@ -179,10 +180,11 @@ def cuda_library() -> list[str]:
     device = [program, *CUDA, *(["-Xptxas", "-Werror"] if required() else []), *targets(archs)]
     link = [program, "-shared", "-cudart", "static", "-Xlinker", "--exclude-libs=ALL"]
     lines = [*rule("compile", host, depfile=True), *rule("cuda", device, depfile=True), *rule("link", link)]
-    lines += compiled("compile", "cuda", "binding", "binding.cpp", [*includes(), f'-DFUSED_PREACT_CUDA_ARCHS="{" ".join(archs)}"'])
-    for source in CUDA_SOURCES:
+    for source in CUDA_HOST:
+        lines += compiled("compile", "cuda", source, f"{source}.cpp", [*includes(), f'-DFUSED_PREACT_CUDA_ARCHS="{" ".join(archs)}"'])
+    for source in CUDA_DEVICE:
         lines += compiled("cuda", "cuda", source, f"{source}.cu")
-    return [*lines, linked("cuda", ["binding", *CUDA_SOURCES])]
+    return [*lines, linked("cuda", [*CUDA_HOST, *CUDA_DEVICE])]
 
 
 def required() -> bool:

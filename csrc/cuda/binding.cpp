@@ -35,6 +35,7 @@ std::string sizes(const Conv& a) {
            " channels to " + std::to_string(a.k);
 }
 std::string sizes(const BnReluConv2dFwd& a) { return sizes(a.conv); }
+std::string sizes(const BnReluConv2dBwd& a) { return sizes(a.conv); }
 
 template <class Record>
 void launch(const char* name, Status (*kernel)(const Record&), const Record& record) {
@@ -127,6 +128,26 @@ void bind_conv(py::module_& m) {
                                    out<float>(stats), tiles});
         },
         "y, and its stats [tiles, 3, k].");
+    py::class_<WgradTile>(m, "WgradTile", "Pixels at a time, output and input channels of a block; parts of dweight, and a block's bytes of shared memory.")
+        .def(py::init([](int pixels, int k, int c, int parts, int shared) { return WgradTile{pixels, k, c, parts, shared}; }));
+    py::enum_<Emit>(m, "Emit")
+        .value("none", Emit::none)
+        .value("dz", Emit::dz)
+        .value("g", Emit::g)
+        .value("sums", Emit::sums)
+        .value("dx", Emit::dx)
+        .value("dx_sums", Emit::dx_sums);
+    m.def(
+        "bn_relu_conv2d_bwd",
+        [](int device, Address stream, Dtype dtype, const Conv& conv, const ConvTile& dgrad, const WgradTile& wgrad, int64_t pitch, bool relu, Emit emit, int tiles,
+           bool taps_last, Address dy, Address dy_x, Address dy_coeffs, Address x, Address bn, Address weight, Address add_dz, Address coeffs,
+           Address residual_grad, Address out_, Address sums, Address parts, Address dweight) {
+            launch("bn_relu_conv2d_bwd", launch_bn_relu_conv2d_bwd,
+                   BnReluConv2dBwd{{device, stream}, dgrad, wgrad, dtype, conv, relu, emit, in(dy), in(dy_x), in<float>(dy_coeffs), in(x), in<float>(bn), pitch,
+                                   in(weight), in(add_dz), in<float>(coeffs), in(residual_grad), out(out_), out<float>(sums), tiles, out<float>(parts),
+                                   out(dweight), taps_last});
+        },
+        "out and sums [tiles, 2, c], as emit says; parts of dweight and dweight.");
 }
 
 }  // namespace

@@ -47,13 +47,13 @@ inline const char* impossible(const BnReluConv2dFwd& a) {
 
 inline const char* impossible(const BnReluConv2dBwd& a) {
     if (const char* error = impossible(a.conv, a.dtype)) return error;
-    const bool dgrad = a.out || a.sums, wgrad = a.dweight;
-    if (dgrad != (a.dgrad.blocks > 0) || wgrad != (a.wgrad.parts > 0)) return "expected a tile for each gradient that is wanted";
-    if (wgrad && a.wgrad.pixels == 0 && a.wgrad.parts != a.dgrad.blocks) return "expected a part of dweight from each block";
-    if (a.sums && a.dgrad.blocks > a.sums_tiles) return "expected a tile of sums for each block";
-    if (!a.dy || !a.x || !a.weight || !a.dy_x != !a.dy_coeffs || wgrad != !!a.parts) return "a tensor is missing";
-    if (!a.bn && (a.sums || a.coeffs)) return "sums and dx are those of a norm";
-    if (a.coeffs ? !a.out : a.residual_grad != nullptr) return "coeffs and residual_grad are for dx";
+    const bool dx = a.emit == Emit::dx || a.emit == Emit::dx_sums, sums = a.emit == Emit::g || a.emit == Emit::sums || a.emit == Emit::dx_sums;
+    if ((a.emit != Emit::none) != (a.dgrad.blocks > 0) || !!a.dweight != (a.wgrad.parts > 0)) return "expected a tile for each gradient that is wanted, and no other";
+    if (a.dweight && a.wgrad.pixels == 0 && a.wgrad.parts != a.dgrad.blocks) return "expected a part of dweight from each block";
+    if (sums && a.dgrad.blocks > a.sums_tiles) return "expected a tile of sums for each block";
+    if (!a.dy || !a.x || !a.weight || !a.dy_x != !a.dy_coeffs || !a.dweight != !a.parts) return "a tensor is missing";
+    if (sums != !!a.sums || dx != !!a.coeffs || (a.emit != Emit::none && a.emit != Emit::sums) != !!a.out) return "expected the results of emit, and no others";
+    if ((sums || dx) && !a.bn) return "expected bn, whose gradients they are";
     return nullptr;
 }
 

@@ -19,6 +19,12 @@ Status launch_bn_relu_conv2d_fwd(const BnReluConv2dFwd&);
 // For convolutions that are not pointwise; the former calls it.
 Status launch_bn_relu_conv2d_fwd_window(const BnReluConv2dFwd&);
 
+Status launch_bn_relu_conv2d_bwd(const BnReluConv2dBwd&);
+// Its parts: out and sums; parts of dweight; their sum.
+Status launch_bn_relu_conv2d_dgrad(const BnReluConv2dBwd&);
+Status launch_bn_relu_conv2d_wgrad(const BnReluConv2dBwd&);
+Status launch_bn_relu_conv2d_wgrad_sum(const BnReluConv2dBwd&);
+
 // One tile of statistics, (count, mean, m2), from many.
 Status launch_bn_merge(const BnFinalize&);
 Status launch_bn_finalize(const BnFinalize&);

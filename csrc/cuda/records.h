@@ -94,15 +94,18 @@ struct WgradTile {
     int pixels, k, c, parts, shared;
 };
 
-// dz = transposed conv(dy, weight) + add_dz, where dy may be deferred: a*dy + b*(dy_x - mean) + c. Without coeffs `out` is g = bn(x) <= 0 ? 0 : dz
-// (without bn dz itself), with them dx = a*g + b*(x - mean) + c + residual_grad. dweight = conv_wgrad(dy, z).
+// What becomes of dz: docs of bn_relu_conv2d_bwd in fused_preact/ops/conv.py.
+enum class Emit : int32_t { none, dz, g, sums, dx, dx_sums };
+
+// dz = transposed conv(dy, weight) + add_dz, where dy may be deferred: a*dy + b*(dy_x - mean) + c. dweight = conv_wgrad(dy, z).
 struct BnReluConv2dBwd {
     Target target;
-    ConvTile dgrad;   // of channels of x from channels of dy; no blocks: neither out nor sums
-    WgradTile wgrad;  // no parts: no dweight; of no pixels: parts come from dgrad's blocks
+    ConvTile dgrad;   // of channels of x from channels of dy; for Emit::none of no blocks
+    WgradTile wgrad;  // without dweight of no parts; of no pixels, if the blocks of dgrad give a part each
     Dtype dtype;      // 16 bits
     Conv conv;
     bool relu = false;
+    Emit emit = Emit::none;
     const void* dy = nullptr;
     const void* dy_x = nullptr;        // or null
     const float* dy_coeffs = nullptr;  // [4, k], or null
@@ -111,10 +114,10 @@ struct BnReluConv2dBwd {
     int64_t bn_pitch = 0;
     const void* weight = nullptr;
     const void* add_dz = nullptr;         // or null
-    const float* coeffs = nullptr;        // [4, c], or null
-    const void* residual_grad = nullptr;  // or null
-    void* out = nullptr;                  // or null
-    float* sums = nullptr;                // [sums_tiles, 2, c], or null; a tile for each block, zeros in others
+    const float* coeffs = nullptr;        // [4, c], of dx
+    const void* residual_grad = nullptr;  // or null; of dx
+    void* out = nullptr;
+    float* sums = nullptr;  // [sums_tiles, 2, c]; a tile for each block, zeros in others
     int sums_tiles = 0;
     float* parts = nullptr;  // [wgrad.parts, k, taps, c]
     void* dweight = nullptr;

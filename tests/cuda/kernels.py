@@ -1,9 +1,13 @@
 """The kernels of csrc/cuda one by one, in the simulator: called with tensors and numbers by name, and what each launch did."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
 
+from fused_preact.backends.cuda.tiles import Axis, ConvTile, Problem
+from fused_preact.backends.layout import conv_out_shape
 from tests.ptxsim.build import missing
 from tests.ptxsim.simulator import Launch, simulator
 
@@ -20,7 +24,7 @@ KERNELS = {
     "bn_merge": ("tiles channels", "stats", "merged"),
     "bn_finalize": ("tiles channels frozen cumulative momentum eps", "stats gamma beta", "running_mean running_var num_batches_tracked bn"),
     "bn_coeffs": ("tiles channels pitch", "sums bn", "coeffs dgamma dbeta"),
-    "bn_relu_conv2d_fwd": ("dtype pixels c k tile pitch relu tiles", "x bn weight bias residual", "y stats"),
+    "bn_relu_conv2d_fwd": ("dtype conv tile pitch relu tiles", "x bn weight bias residual", "y stats"),
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DEFAULTS = {"frozen": False, "cumulative": False, "relu": True, "momentum": 0.0}
@@ -33,14 +37,27 @@ def run(name: str, config: dict | None = None, **given: object) -> Launch:
 
     sim = simulator()
     sim.clear(**config or {})
-    native = {torch.dtype: launch.DTYPES.get, tuple: lambda t: (_cuda.Grid if len(t) == 3 else _cuda.ConvTile)(*t)}
-    given = DEFAULTS | {"pitch": given.get("channels", given.get("c"))} | given
+    native = {
+        torch.dtype: launch.DTYPES.get,
+        Problem: lambda t: _cuda.Conv(*t),
+        ConvTile: lambda t: _cuda.ConvTile(*t),
+        tuple: lambda t: _cuda.Grid(*t),
+    }
+    channels = given["conv"].c if "conv" in given else given.get("channels")
+    given = DEFAULTS | {"pitch": channels} | given
     numbers, reads, writes = (names.split() for names in KERNELS[name])
     numbers = [next((make(given[n]) for kind, make in native.items() if isinstance(given[n], kind)), given[n]) for n in numbers]
     tensors = ({n: given.get(n) for n in names} for names in (reads, writes))
     launch.launch(getattr(_cuda, name), torch.empty(0), *numbers, **dict(zip(("reads", "writes"), tensors, strict=True)))
     (done,) = sim.launches()
     return done
+
+
+def problem(x: Sequence[int], weight: Sequence[int], *conv: Sequence[int]) -> Problem:
+    """Of x and weight (NCHW), stride, padding and dilation."""
+    out = conv_out_shape(x, weight, *conv)
+    axes = (Axis(x[i + 2], out[i + 2], weight[i + 2], *(pair[i] for pair in conv)) for i in (0, 1))
+    return Problem(x[0], x[1], weight[0], *axes)
 
 
 def nan(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,52 +1,69 @@
-"""The kernel of 1x1 convolutions in the simulator, at every tile that it is compiled for: accuracy, statistics, traffic, instructions."""
+"""The kernels of forward convolutions in the simulator, at every tile that they are compiled for: accuracy, statistics, traffic, instructions."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from fused_preact.backends.cuda.environment import A100
-from fused_preact.backends.cuda.tiles import SHAPES, ConvTile, conv_tile, shared_bytes
+from fused_preact.backends.cuda.tiles import (
+    FLAT,
+    WINDOW_3X3,
+    WINDOW_ANY,
+    ConvTile,
+    flat_fwd_bytes,
+    flat_fwd_tile,
+    window_fwd_bytes,
+    window_fwd_tile,
+)
+from fused_preact.backends.layout import tiles as count_tiles
 from fused_preact.ops.library import Operators
-from tests.cuda.kernels import nan, needs_simulator, run
+from tests.cuda.kernels import nan, needs_simulator, problem, run
 from tests.testing.cases import name_of
 from tests.testing.numerics import assert_as_accurate, drawn
 
 pytestmark = needs_simulator
 EAGER = Operators("eager")
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name_of)
+POINTWISE = ((1, 1), (1, 1), (0, 0), (1, 1))
 
 
 class Given:
-    """A 1x1 layer from c to k channels; y, its statistics and what the launch did; NCHW for the reference."""
+    """A layer from c to k channels; y, its statistics and what the launch did; NCHW for the reference.
 
-    def __init__(self, dtype, c, k, image, bias=True, residual=True, offset=0.0):
+    conv: kernel, stride, padding and dilation.
+    """
+
+    def __init__(self, dtype, c, k, image, bias=True, residual=True, offset=0.0, conv=POINTWISE):
         torch.manual_seed(0)
         n, h, w = image
-        self.dtype, self.c, self.k, self.pixels = dtype, c, k, n * h * w
+        kernel, *self.geometry = conv
+        self.dtype, self.c, self.k = dtype, c, k
+        self.problem = problem((n, c, h, w), (k, c, *kernel), *self.geometry)
+        self.out = (n, k, self.problem.y.out, self.problem.x.out)
+        self.pixels = n * self.out[2] * self.out[3]
         ones, zeros = torch.ones(c), torch.zeros(c)
         self.x = drawn((n, c, h, w), ones, zeros, 0.5, dtype).contiguous(memory_format=torch.channels_last)
         self.bn = EAGER.bn_finalize(EAGER.bn_stats(self.x), torch.rand(c) + 0.5, torch.randn(c) * 0.3, 1e-5, False)
-        self.weight = (torch.randn(k, c) / c**0.5).to(dtype)
+        self.weight = torch.randn(k, c, *kernel) / (c * kernel[0] * kernel[1]) ** 0.5
+        self.weight = self.weight.to(dtype).contiguous(memory_format=torch.channels_last)
         self.bias = torch.randn(k) if bias else None
-        self.residual = (torch.randn(n, k, h, w) + offset).to(dtype).contiguous(memory_format=torch.channels_last) if residual else None
-
-    def rows(self, t):
-        return None if t is None else t.permute(0, 2, 3, 1).reshape(self.pixels, -1)
+        self.residual = (torch.randn(self.out) + offset).to(dtype).contiguous(memory_format=torch.channels_last) if residual else None
 
     def __call__(self, tile, relu=True, norm=True, stats_tiles=None, config=None):
-        y, stats = nan(self.pixels, self.k, dtype=self.dtype), stats_tiles and nan(stats_tiles, 3, self.k)
-        fields = {"x": self.rows(self.x), "bn": self.bn if norm else None, "weight": self.weight, "bias": self.bias}
-        fields |= {"residual": self.rows(self.residual), "y": y, "stats": stats, "tiles": stats_tiles or 1}
-        done = run("bn_relu_conv2d_fwd", config, dtype=self.dtype, pixels=self.pixels, c=self.c, k=self.k, tile=tile, relu=relu, **fields)
-        n, _, h, w = self.x.shape
-        return y.view(n, h, w, self.k).permute(0, 3, 1, 2), stats, done
+        y = nan(*self.out, dtype=self.dtype).contiguous(memory_format=torch.channels_last)
+        stats = stats_tiles and nan(stats_tiles, 3, self.k)
+        fields = {"x": self.x, "bn": self.bn if norm else None, "weight": self.weight, "bias": self.bias}
+        fields |= {"residual": self.residual, "y": y, "stats": stats, "tiles": stats_tiles or 1}
+        done = run("bn_relu_conv2d_fwd", config, dtype=self.dtype, conv=self.problem, tile=tile, relu=relu, **fields)
+        return y, stats, done
 
     def reference(self, dtype, relu=True, norm=True):
         z = self.x.to(dtype)
         if norm:
             z = EAGER.bn_relu(z, self.bn.double() if dtype == torch.float64 else self.bn, relu)
         # z is rounded to the activation's dtype, as every backend does.
-        y = F.conv2d(z.to(self.dtype).to(dtype), self.weight.to(dtype)[..., None, None], None if self.bias is None else self.bias.to(dtype))
+        bias = None if self.bias is None else self.bias.to(dtype)
+        y = F.conv2d(z.to(self.dtype).to(dtype), self.weight.to(dtype), bias, *self.geometry)
         return y if self.residual is None else y + self.residual.to(dtype)
 
     def assert_y(self, y, **how):
@@ -62,20 +79,46 @@ class Given:
 
 
 def tile_of(slab, out, c, blocks):
-    pixels, warps, *_ = SHAPES[slab, out]
-    return ConvTile(pixels, slab, out, blocks, shared_bytes(pixels, slab, out, warps, c))
+    return ConvTile(FLAT[slab, out].pixels, slab, out, blocks, flat_fwd_bytes(slab, out, c))
 
 
-# Every kernel that is compiled; slabs take turns where there are two or more.
-KERNELS = [(slab, out, many) for slab, out in SHAPES for many in (False, True) if slab == 64 or not many]
+def kernels(shapes):
+    """(slab, out, whether slabs take turns) of all that are compiled."""
+    return [(*key, many) for key, shape in shapes.items() for many in (False, True) if (shape.slabs if many else shape.one_slab)]
 
 
 @dtypes
-@pytest.mark.parametrize(("slab", "out", "many"), KERNELS)
-def test_every_kernel(slab, out, many, dtype):
+@pytest.mark.parametrize(("slab", "out", "many"), kernels(FLAT))
+def test_every_flat_kernel(slab, out, many, dtype):
     """With tails in M, C and K, and blocks that take several tiles of pixels."""
     given = Given(dtype, 2 * slab + 24 if many else slab - 8, out + 8, (3, 13, 17))
     y, stats, _ = given(tile_of(slab, out, given.c, 3), stats_tiles=5)
+    given.assert_y(y)
+    given.assert_stats(stats, y)
+    assert not stats[3:].any()
+
+
+# kernel, stride, padding, dilation
+WINDOWS = {
+    "3x3": ((3, 3), (1, 1), (1, 1), (1, 1)),
+    "3x3-unpadded": ((3, 3), (1, 1), (0, 0), (1, 1)),
+    "3x3-stride2": ((3, 3), (2, 2), (1, 1), (1, 1)),
+    "1x1-stride2": ((1, 1), (2, 2), (0, 0), (1, 1)),
+    "3x3-dilated": ((3, 3), (1, 1), (2, 2), (2, 2)),
+    "3x2-mixed": ((3, 2), (1, 3), (2, 0), (2, 1)),
+    "4x2-stride2": ((4, 2), (2, 2), (2, 1), (1, 1)),
+}
+WINDOW_KERNELS = [(name, *kernel) for name in WINDOWS for kernel in kernels(WINDOW_3X3 if name in ("3x3", "3x3-unpadded") else WINDOW_ANY)]
+
+
+@dtypes
+@pytest.mark.parametrize(("geometry", "slab", "out", "many"), WINDOW_KERNELS)
+def test_every_window_kernel(geometry, slab, out, many, dtype):
+    """With tiles cut on both sides, tails in C and K, and blocks that take several tiles."""
+    given = Given(dtype, slab + 8 if many else slab - 8, out + 8, (2, 19, 21), conv=WINDOWS[geometry])
+    shape = (WINDOW_3X3 if given.problem.dense_3x3 else WINDOW_ANY)[slab, out]
+    tile = ConvTile(shape.pixels, slab, out, 3, window_fwd_bytes(given.problem, slab, out))
+    y, stats, _ = given(tile, stats_tiles=5)
     given.assert_y(y)
     given.assert_stats(stats, y)
     assert not stats[3:].any()
@@ -147,7 +190,7 @@ def test_counts(c, k, image, residual, instructions):
     given = Given(torch.bfloat16, c, k, image, bias=False, residual=residual)
     tiles = given.pixels // 64
     # As for a batch of 128 images: a few in the simulator would be cut finer.
-    large = conv_tile(64 * given.pixels, c, k, 512, A100)
+    large = flat_fwd_tile(64 * given.pixels, c, k, 512, A100)
     tile = large._replace(blocks=-(-given.pixels // large.pixels))
     _, _, done = given(tile, stats_tiles=tiles)
     assert done.instructions <= instructions * image[0]
@@ -157,3 +200,23 @@ def test_counts(c, k, image, residual, instructions):
     least = {"x": columns * c, "y": k} | ({"residual": k} if residual else {})
     for name, channels in least.items():
         assert done.global_[name][0] <= 1.15 * given.pixels * channels * 2 / 32, name
+
+
+WINDOWS_COUNTED = {
+    "3x3-16": (16, (2, 32, 32), "3x3", 19252),
+    "3x3-32": (32, (2, 16, 16), "3x3", 11919),
+    "3x3-64": (64, (2, 8, 8), "3x3", 12486),
+    "3x3-stride2-32": (32, (1, 32, 32), "3x3-stride2", 19230),
+}
+
+
+@pytest.mark.parametrize(("c", "image", "geometry", "instructions"), WINDOWS_COUNTED.values(), ids=WINDOWS_COUNTED)
+def test_counts_of_windows(c, image, geometry, instructions):
+    """Sectors of activations at most 1.35 times those that they fill, halo included."""
+    given = Given(torch.bfloat16, c, c, image, bias=False, residual=False, conv=WINDOWS[geometry])
+    tiles = count_tiles(given.out)
+    _, _, done = given(window_fwd_tile(given.problem, tiles, A100), stats_tiles=tiles)
+    assert done.instructions <= instructions * image[0]
+    assert done.shared[0] <= 1.25 * done.shared[1]
+    moved = sum(done.global_[name][0] for name in ("x", "y"))
+    assert moved <= 1.35 * (given.x.numel() + given.pixels * c) * 2 / 32

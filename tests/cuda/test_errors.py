@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fused_preact.backends.cuda.tiles import SHAPES, ConvTile, shared_bytes
-from tests.cuda.kernels import nan, needs_simulator, run
+from fused_preact.backends.cuda.tiles import ConvTile, flat_fwd_bytes
+from tests.cuda.kernels import nan, needs_simulator, problem, run
 
 pytestmark = needs_simulator
 X = torch.randn(8, 16)
@@ -13,12 +13,13 @@ NORM = {"dtype": torch.float32, "pixels": 8, "channels": 16, "x": X, "bn": torch
 
 def conv(tile, c=16, k=16, **given):
     x, weight = torch.randn(8, c).bfloat16(), torch.randn(k, c).bfloat16()
-    fields = {"dtype": torch.bfloat16, "pixels": 8, "c": c, "k": k, "tiles": 1, "x": x, "weight": weight, "y": nan(8, k).bfloat16()}
+    own = problem((1, c, 2, 4), (k, c, 1, 1), (1, 1), (0, 0), (1, 1))
+    fields = {"dtype": torch.bfloat16, "conv": own, "tiles": 1, "x": x, "weight": weight, "y": nan(8, k).bfloat16()}
     return run("bn_relu_conv2d_fwd", tile=tile, **fields | given)
 
 
 def tile(c=16):
-    return ConvTile(128, 16, 16, 1, shared_bytes(128, 16, 16, 4, c))
+    return ConvTile(128, 16, 16, 1, flat_fwd_bytes(16, 16, c))
 
 
 def test_a_launch_that_is_refused():
@@ -53,14 +54,14 @@ def test_a_device_that_is_not_there():
     ids=["tile", "memory"],
 )
 def test_a_tile_that_no_kernel_has(other, reason):
-    with pytest.raises(RuntimeError, match=rf"^bn_relu_conv2d_fwd of 8 pixels x 16 channels to 16 failed on cuda:0: {reason}$"):
+    with pytest.raises(RuntimeError, match=rf"^bn_relu_conv2d_fwd of 1 images of 2x4, 1x1, 16 channels to 16 failed on cuda:0: {reason}$"):
         conv(other)
 
 
 def test_more_shared_memory_than_the_device_has():
     c = 100000
-    wide = ConvTile(128, 64, 16, 1, shared_bytes(128, 64, 16, SHAPES[64, 16][1], c))
-    with pytest.raises(RuntimeError, match=r"^bn_relu_conv2d_fwd of 8 pixels x 100000 channels to 16 failed on cuda:0: invalid"):
+    wide = ConvTile(128, 64, 16, 1, flat_fwd_bytes(64, 16, c))
+    with pytest.raises(RuntimeError, match=r"^bn_relu_conv2d_fwd of 1 images of 2x4, 1x1, 100000 channels to 16 failed on cuda:0: invalid"):
         conv(wide, c)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fused_preact.backends.cuda.environment import A100, Device
-from fused_preact.backends.cuda.tiles import SHAPES, THREADS, bn_grid, conv_tile, shared_bytes
+from fused_preact.backends.cuda.tiles import FLAT, THREADS, bn_grid, flat_fwd_bytes, flat_fwd_tile
 from fused_preact.backends.layout import tiles
 from fused_preact.models.shapes import LAYER_SHAPES
 
@@ -38,11 +38,11 @@ def test_small_activations_have_few_tiles(pixels):
 @pytest.mark.parametrize("c", [8, 16, 24, 64, 256, 1000, 2048])
 @pytest.mark.parametrize("k", [8, 16, 40, 128, 2048])
 @pytest.mark.parametrize("pixels", [1, 65, 8192, 131072, 10**7])
-def test_conv_tile(pixels, c, k, device):
-    tile = conv_tile(pixels, c, k, tiles((1, k, pixels, 1)), device)
-    size, warps, *resident = SHAPES[tile.slab, tile.out]
+def test_flat_fwd_tile(pixels, c, k, device):
+    tile = flat_fwd_tile(pixels, c, k, tiles((1, k, pixels, 1)), device)
+    _, size, _, *resident = FLAT[tile.slab, tile.out]
     assert tile.pixels == size
-    assert tile.shared == shared_bytes(size, tile.slab, tile.out, warps, c) <= device.shared_limit
+    assert tile.shared == flat_fwd_bytes(tile.slab, tile.out, c) <= device.shared_limit
     assert 1 <= tile.blocks <= min(tiles((1, k, pixels, 1)), ceil(pixels / size))
     # All at once.
     assert tile.blocks * ceil(k / tile.out) <= max(device.multiprocessors * resident[c > tile.slab], ceil(k / tile.out))
@@ -55,14 +55,14 @@ def test_two_blocks_a_multiprocessor():
     """Of shared memory, at every 1x1 layer of the networks; the compiler keeps registers to it."""
     assert POINTWISE
     for name, layer in POINTWISE.items():
-        tile = conv_tile(10**6, layer.in_channels, layer.out_channels, 512, A100)
+        tile = flat_fwd_tile(10**6, layer.in_channels, layer.out_channels, 512, A100)
         assert 2 * (tile.shared + 1024) <= 164 << 10, name
 
 
 def test_no_tile():
     """The vectors of a norm are all in shared memory."""
-    assert conv_tile(10**6, 65536, 64, 512, A100) is None
+    assert flat_fwd_tile(10**6, 65536, 64, 512, A100) is None
 
 
 def test_shapes_of_the_kernels_are_powers_of_two():
-    assert all(n & (n - 1) == 0 for numbers in product(*SHAPES) for n in numbers)
+    assert all(n & (n - 1) == 0 for numbers in product(*FLAT) for n in numbers)

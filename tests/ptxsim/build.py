@@ -19,7 +19,17 @@ ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "ptxsim"
 LIBRARY = BUILD / "libptxsim.so"
 CXX = ["-std=c++17", "-O2", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-NVCC = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-lineinfo", "-no-compress", "-gencode", "arch=compute_80,code=compute_80", "-Xcompiler", "-fPIC"]
+NVCC = [
+    "-std=c++17",
+    "-O3",
+    "--expt-relaxed-constexpr",
+    "-lineinfo",
+    "-no-compress",
+    "-gencode",
+    "arch=compute_80,code=compute_80",
+    "-Xcompiler",
+    "-fPIC",
+]
 
 
 def nvcc() -> str | None:
@@ -50,7 +60,8 @@ def ninja_file() -> str:
 
     cuda, host = shlex.join([str(nvcc()), *NVCC]), shlex.join(["g++", *CXX])
     headers = shlex.join([f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}", '-DFUSED_PREACT_CUDA_ARCHS="8.0+PTX"'])
-    simulator, kernels, parts = names(here, "*.cpp"), names(here / "kernels", "*.cu"), names(package, "*.cu")
+    simulator, kernels = names(here, "*.cpp"), names(here / "kernels", "*.cu")
+    device_parts, host_parts = names(package, "*.cu"), names(package, "*.cpp")
     lines = [
         f"builddir = {build}",
         *_compiling("compile", host),
@@ -65,9 +76,9 @@ def ninja_file() -> str:
         lines += [f"build {build}/kernels/{name}.o: cuda {here}/kernels/{name}.cu"]
         lines += [f"build {build}/lib{name}.so: library {build}/kernels/{name}.o | {build}/{LIBRARY.name}"]
     # The package's own, as fused_preact/backends/cuda/environment.py looks for it.
-    lines += [f"build {build}/_cuda/{name}.o: cuda {package}/{name}.cu" for name in parts]
-    lines += [f"build {build}/_cuda/binding.o: binding {package}/binding.cpp"]
-    objects = " ".join(f"{build}/_cuda/{name}.o" for name in ("binding", *parts))
+    lines += [f"build {build}/_cuda/{name}.o: cuda {package}/{name}.cu" for name in device_parts]
+    lines += [f"build {build}/_cuda/{name}_host.o: binding {package}/{name}.cpp" for name in host_parts]
+    objects = " ".join([f"{build}/_cuda/{name}.o" for name in device_parts] + [f"{build}/_cuda/{name}_host.o" for name in host_parts])
     lines += [f"build {build}/_cuda.so: library {objects} | {build}/{LIBRARY.name}"]
     return "\n".join([*lines, ""])
 

@@ -1,6 +1,7 @@
-"""The fused convolution: what `ops/conv.py` describes. 1x1 forward has a kernel; the rest is torch's library between kernels of norms."""
+"""The fused convolution: what `ops/conv.py` describes, by kernels of ours where there is one, otherwise by torch's library between kernels of norms."""
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from fused_preact import _cuda
 from fused_preact.backends import eager, library
 from fused_preact.backends.cuda import bn as norm
-from fused_preact.backends.cuda import environment, tiles
+from fused_preact.backends.cuda import environment, tiles, wgrad_tiles
 from fused_preact.backends.cuda.launch import DTYPES, launch
 from fused_preact.backends.layout import conv_out_shape, empty_wide
 from fused_preact.backends.layout import tiles as count_tiles
@@ -17,6 +18,8 @@ from fused_preact.backends.records import Pair
 
 Shape = tuple[int, ...]
 HALVES = (torch.bfloat16, torch.float16)
+EMITS = {name: getattr(_cuda.Emit, name) for name in ("none", "dz", "g", "sums", "dx", "dx_sums")}
+NO_DGRAD, NO_WGRAD = _cuda.ConvTile(0, 0, 0, 0, 0), _cuda.WgradTile(0, 0, 0, 0, 0)
 
 
 @functools.lru_cache(maxsize=65536)
@@ -32,6 +35,26 @@ def _fwd_plan(x: Shape, weight: Shape, conv: tuple[Pair, Pair, Pair], device: in
     p = _problem(x, weight, *conv)
     tile = None if p.c % 8 or p.k % 8 else tiles.fwd_tile(p, count_tiles(conv_out_shape(x, weight, *conv)), environment.device(device))
     return tile and (_cuda.Conv(p.n, p.c, p.k, p.y, p.x), _cuda.ConvTile(*tile))
+
+
+class BwdPlan(NamedTuple):
+    """How kernels of ours compute a backward; None where there is none for it, or nothing to compute."""
+
+    conv: _cuda.Conv | None
+    dgrad: _cuda.ConvTile | None
+    wgrad: _cuda.WgradTile | None
+    parts: int = 0
+
+
+@functools.lru_cache(maxsize=65536)
+def _bwd_plan(x: Shape, weight: Shape, conv: tuple[Pair, Pair, Pair], want_dgrad: bool, want_dw: bool, device: int | None) -> BwdPlan:
+    p, on = _problem(x, weight, *conv), environment.device(device)
+    if p.c % 8 or p.k % 8:
+        return BwdPlan(None, None, None)
+    dgrad = tiles.dgrad_tile(p, count_tiles(x), on) if want_dgrad else None
+    wgrad = wgrad_tiles.wgrad_tile(p, on) if want_dw else None
+    native = dgrad and _cuda.ConvTile(*dgrad), wgrad and _cuda.WgradTile(*wgrad)
+    return BwdPlan(_cuda.Conv(p.n, p.c, p.k, p.y, p.x), *native, wgrad.parts if wgrad else 0)
 
 
 def native(x: Tensor, weight: Tensor, groups: int, *others: Tensor | None) -> bool:
@@ -93,10 +116,60 @@ def bn_relu_conv2d_bwd(
     if not x.numel():
         deferred, wanted = (dy, dy_x, dy_coeffs, dy_add), (want_dy, want_dw, want_dbias)
         return eager.bn_relu_conv2d_bwd(*deferred, x, bn, weight, *conv, relu, add_dz, emit, coeffs, residual_grad, *wanted)
-    if dy_coeffs is not None:
-        dy = norm.bn_bwd(dy, dy_x, dy_coeffs, dy_add, Output.empty(dy.shape, dy.dtype, x, weight))
+    plan = BwdPlan(None, None, None)
+    if native(x, weight, groups, dy, dy_x, add_dz, residual_grad):
+        plan = _bwd_plan(x.shape, weight.shape, conv[:3], emit != "none", want_dw, x.device.index)
+    by_library = (emit != "none" and plan.dgrad is None) or (want_dw and plan.wgrad is None)
+    # A deferred dy that is wanted in memory anyway is written first.
+    if dy_coeffs is not None and (by_library or want_dy or want_dbias or dy_add is not None):
+        dy, dy_x, dy_coeffs = norm.bn_bwd(dy, dy_x, dy_coeffs, dy_add, Output.empty(dy.shape, dy.dtype, x, weight)), None, None
     elif want_dy:
         dy = Output.empty(dy.shape, dy.dtype, x, weight).tensor.copy_(dy)
-    out, sums, dweight = library.bwd(norm, dy, x, bn, weight, conv, relu, add_dz, emit, coeffs, residual_grad, want_dw)
+    out = sums = dweight = None
+    if plan.dgrad or plan.wgrad:
+        deferred = (dy, dy_x, dy_coeffs)
+        out, sums, dweight = _native_bwd(
+            plan, *deferred, x, bn, weight, relu, add_dz, emit if plan.dgrad else "none", coeffs, residual_grad
+        )
+    if by_library:
+        missing = emit if plan.dgrad is None else "none"
+        want = want_dw and plan.wgrad is None
+        found = library.bwd(norm, dy, x, bn, weight, conv, relu, add_dz, missing, coeffs, residual_grad, want)
+        out, sums, dweight = (own if own is not None else other for own, other in zip((out, sums, dweight), found, strict=True))
     dbias = dy.sum((0, 2, 3), dtype=torch.float32) if want_dbias else None
     return out, sums, dweight, dbias, dy if want_dy else None
+
+
+def _native_bwd(
+    plan: BwdPlan,
+    dy: Tensor,
+    dy_x: Tensor | None,
+    dy_coeffs: Tensor | None,
+    x: Tensor,
+    bn: Tensor | None,
+    weight: Tensor,
+    relu: bool,
+    add_dz: Tensor | None,
+    emit: str,
+    coeffs: Tensor | None,
+    residual_grad: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """out, sums and dweight, those that the plan has a tile for, by kernels of ours."""
+    count = count_tiles(x.shape)
+    out = None if emit in ("none", "sums") else Output.empty(x.shape, x.dtype, x, weight)
+    sums = empty_wide((count, 2, x.size(1)), x) if emit in ("g", "sums", "dx_sums") else None
+    dense, dweight, parts, taps_last = nhwc(weight), None, None, False
+    if plan.wgrad:
+        dweight = torch.empty_like(weight)
+        taps_last = not dweight.is_contiguous(memory_format=torch.channels_last)
+        parts = torch.empty((plan.parts, weight.numel()), dtype=torch.float32, device=x.device)
+    bn, pitch = norm.norm_vectors(bn)
+    reads = {"dy": nhwc(dy), "dy_x": nhwc(dy_x), "dy_coeffs": norm.float_vector(dy_coeffs), "x": nhwc(x), "bn": bn, "weight": dense}
+    if emit in ("dx", "dx_sums"):
+        reads |= {"add_dz": nhwc(add_dz), "coeffs": norm.float_vector(coeffs), "residual_grad": nhwc(residual_grad)}
+    else:
+        reads |= {"add_dz": nhwc(add_dz), "coeffs": None, "residual_grad": None}
+    sizes = (DTYPES[x.dtype], plan.conv, plan.dgrad or NO_DGRAD, plan.wgrad or NO_WGRAD, pitch, relu, EMITS[emit], count, taps_last)
+    writes = {"out": out and out.memory, "sums": sums, "parts": parts, "dweight": dweight}
+    launch(_cuda.bn_relu_conv2d_bwd, x, *sizes, reads=reads, writes=writes)
+    return out and out.get(), sums, dweight

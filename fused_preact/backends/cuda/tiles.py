@@ -115,6 +115,7 @@ WINDOW_3X3 = {
 }
 WINDOW_ANY = {
     (16, 32): Shape(8, 16, 4, 4),
+    (32, 32): Shape(8, 16, 4, 4),
     (32, 64): Shape(8, 16, 8, 2, 2),
 }
 WIDEST_SLAB = 64
@@ -163,10 +164,17 @@ def window_fwd_tile(p: Problem, tiles: int, device: Device) -> ConvTile | None:
     if p.taps > MOST_TAPS or p.y.stride * p.x.stride > MOST_PHASES:
         return None
     shapes = WINDOW_3X3 if p.dense_3x3 else WINDOW_ANY
-    slab, out = next((key for key, shape in shapes.items() if (shape.one_slab if key[0] >= p.c else shape.slabs)))
+    fitting = [key for key, shape in shapes.items() if (shape.one_slab if key[0] >= p.c else shape.slabs)]
+    # The narrowest that has all outputs, or the widest.
+    slab, out = next((key for key in fitting if key[1] >= p.k), fitting[-1])
     shape = shapes[slab, out]
     pieces = p.n * _parts(p.y.out, shape.height) * _parts(p.x.out, shape.width)
     return _shared_out(shape, pieces, slab, out, p.c, p.k, tiles, window_fwd_bytes(p, slab, out), device)
+
+
+def dgrad_tile(p: Problem, tiles: int, device: Device) -> ConvTile | None:
+    """Of the input's gradient, with at most `tiles` blocks along the pixels; None if no tile fits the device."""
+    return None
 
 
 def _shared_out(
