@@ -81,7 +81,8 @@ __device__ inline uint4 activated(uint4 raw, const Values<8>& scale, const Value
 template <class T, class S>
 __device__ inline void apply_prologue(Prologue prologue, char* to, const PixelLoader<T, S>& loader, int slab, const NormVectors<T, S>& vectors) {
     const bool inside = loader.inside(slab);
-    Values<8> scale, shift;
+    // Defined in any case: else registers keep them from tile to tile.
+    Values<8> scale{}, shift{};
     if (inside && prologue != Prologue::none) vectors.get(slab * S::In::CHUNKS + loader.thread.chunk, scale, shift);
     with_prologue(prologue, [&](auto p) { store_slab(to, loader, inside, [&](uint4 chunk) { return activated<p(), T>(chunk, scale, shift); }); });
 }
