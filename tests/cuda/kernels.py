@@ -25,25 +25,26 @@ KERNELS = {
     "bn_merge": ("tiles channels", "stats", "merged"),
     "bn_finalize": ("tiles channels frozen cumulative momentum eps", "stats gamma beta", "running_mean running_var num_batches_tracked bn"),
     "bn_coeffs": ("tiles channels pitch", "sums bn", "coeffs dgamma dbeta"),
+    "bn_relu_conv2d_fwd": ("dtype conv tile pitch relu tiles", "x bn weight bias residual", "y stats"),
     "bn_relu_conv2d_bwd": (
         "dtype conv dgrad wgrad pitch relu emit tiles taps_last",
         "dy dy_x dy_coeffs x bn weight add_dz coeffs residual_grad",
         "out sums parts dweight",
     ),
-    "bn_relu_conv2d_fwd": ("dtype conv tile pitch relu tiles", "x bn weight bias residual", "y stats"),
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-DEFAULTS = {"frozen": False, "cumulative": False, "relu": True, "momentum": 0.0, "taps_last": False}
+DEFAULTS = {"frozen": False, "cumulative": False, "relu": True, "momentum": 0.0, "emit": "none", "taps_last": False, "tiles": 1}
+DEFAULTS |= {"dgrad": ConvTile(0, 0, 0, 0, 0), "wgrad": WgradTile(0, 0, 0, 0, 0)}
 
 
 def run(name: str, config: dict | None = None, **given: object) -> Launch:
-    """The only launch of `run_all`."""
+    """Launches a kernel and says what it did; whatever the simulator objects to fails the test. A pitch is the number of channels."""
     (done,) = run_all(name, config, **given)
     return done
 
 
 def run_all(name: str, config: dict | None = None, **given: object) -> list[Launch]:
-    """Launches kernels and says what each did; whatever the simulator objects to fails the test. A pitch is the number of channels."""
+    """The same for what launches several kernels."""
     from fused_preact import _cuda
     from fused_preact.backends.cuda import launch
 
@@ -54,6 +55,7 @@ def run_all(name: str, config: dict | None = None, **given: object) -> list[Laun
         Problem: lambda t: _cuda.Conv(*t),
         ConvTile: lambda t: _cuda.ConvTile(*t),
         WgradTile: lambda t: _cuda.WgradTile(*t),
+        str: lambda name: getattr(_cuda.Emit, name),
         tuple: lambda t: _cuda.Grid(*t),
     }
     channels = given["conv"].c if "conv" in given else given.get("channels")

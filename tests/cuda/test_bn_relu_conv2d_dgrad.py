@@ -5,7 +5,7 @@ import torch
 
 from fused_preact.backends.cuda import tiles
 from fused_preact.backends.cuda.environment import A100
-from fused_preact.backends.cuda.tiles import FLAT_GRAD, SHARING, WINDOW_3X3, WINDOW_ANY, ConvTile
+from fused_preact.backends.cuda.tiles import FLAT_GRAD, WINDOW_3X3, WINDOW_ANY, ConvTile
 from fused_preact.backends.cuda.wgrad_tiles import WgradTile
 from fused_preact.backends.layout import conv_out_shape
 from fused_preact.backends.layout import tiles as count_tiles
@@ -53,8 +53,6 @@ class Given:
 
     def __call__(self, tile, emit, relu=True, sums_tiles=None, residual_grad=False, wgrad=NONE[1], config=None):
         """out, sums, parts of dweight and what the launch did."""
-        from fused_preact.backends.cuda.conv import EMITS
-
         count = sums_tiles or count_tiles(self.x.shape)
         out = None if emit == "sums" else nhwc(nan(*self.x.shape, dtype=self.dtype))
         sums = nan(count, 2, self.c) if emit in ("g", "sums", "dx_sums") else None
@@ -62,14 +60,17 @@ class Given:
         if residual_grad:
             dx["residual_grad"] = self.residual_grad
         fields = {name: getattr(self, name) for name in ("dy", "dy_x", "dy_coeffs", "x", "bn", "weight", "add_dz")}
-        fields |= {"emit": EMITS[emit], "tiles": count, "out": out, "sums": sums, "dgrad": tile, "wgrad": wgrad, **dx}
+        fields |= {"emit": emit, "tiles": count, "out": out, "sums": sums, "dgrad": tile, "wgrad": wgrad, **dx}
         done = run("bn_relu_conv2d_bwd", config, dtype=self.dtype, conv=self.problem, relu=relu, **fields)
         return out, sums, done
 
     def reference(self, dtype, emit, relu=True, residual_grad=False):
         """out and sums of the eager backend."""
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        of = {name: None if value is None else value.to(wide if name.endswith("coeffs") or name == "bn" else dtype) for name, value in self.tensors()}
+        of = {
+            name: None if value is None else value.to(wide if name.endswith("coeffs") or name == "bn" else dtype)
+            for name, value in self.tensors()
+        }
         conv = (of["x"], of["bn"], of["weight"], *self.geometry, 1, relu, of["add_dz"])
         deferred = (of["dy"], of["dy_x"], of["dy_coeffs"], None)
         dx = (of["coeffs"], of["residual_grad"] if residual_grad else None) if emit.startswith("dx") else (None, None)
@@ -107,9 +108,7 @@ def test_every_flat_kernel(slab, out, many, deferred, dtype):
     assert not sums[3:].any()
 
 
-WINDOW_KERNELS = [
-    (name, *kernel) for name in WINDOWS for kernel in kernels(WINDOW_3X3 if name in ("3x3", "3x3-unpadded") else WINDOW_ANY)
-]
+WINDOW_KERNELS = [(name, *kernel) for name in WINDOWS for kernel in kernels(WINDOW_3X3 if name in ("3x3", "3x3-unpadded") else WINDOW_ANY)]
 
 
 @dtypes
