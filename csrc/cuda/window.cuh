@@ -93,9 +93,11 @@ struct AnyWindow {
             const int row = i / w.x.extent, column = i - row * w.x.extent, iy = y + row * w.y.sample, ix = x + column * w.x.sample;
             const bool inside = unsigned(iy) < unsigned(image.height) && unsigned(ix) < unsigned(image.width);
             const T* const from = image.pixels + (int64_t(iy) * image.width + ix) * image.channels;
-            decltype(read(from)) raw{};
-            if (inside) raw = read(from);
-            store(row * w.x.extent + column_of(column), raw, inside);
+            const int to = row * w.x.extent + column_of(column);
+            if (inside)
+                store(to, read(from), true);
+            else
+                store(to, {}, false);
         }
     }
 };
