@@ -29,11 +29,15 @@ def _problem(x: Shape, weight: Shape, stride: Pair, padding: Pair, dilation: Pai
     return tiles.Problem(x[0], x[1], weight[0], y, x_axis)
 
 
+def library_only(p: tiles.Problem) -> bool:
+    return bool(p.c % 8 or p.k % 8) or tiles.materialises(p)
+
+
 @functools.lru_cache(maxsize=65536)
 def _fwd_plan(x: Shape, weight: Shape, conv: tuple[Pair, Pair, Pair], device: int | None) -> tuple[_cuda.Conv, _cuda.ConvTile] | None:
     """How the kernels of ours compute the convolution; None if there is none for it."""
     p = _problem(x, weight, *conv)
-    tile = None if p.c % 8 or p.k % 8 else tiles.fwd_tile(p, count_tiles(conv_out_shape(x, weight, *conv)), environment.device(device))
+    tile = None if library_only(p) else tiles.fwd_tile(p, count_tiles(conv_out_shape(x, weight, *conv)), environment.device(device))
     return tile and (_cuda.Conv(p.n, p.c, p.k, p.y, p.x), _cuda.ConvTile(*tile))
 
 
@@ -49,7 +53,7 @@ class BwdPlan(NamedTuple):
 @functools.lru_cache(maxsize=65536)
 def _bwd_plan(x: Shape, weight: Shape, conv: tuple[Pair, Pair, Pair], emit: str, want_dw: bool, device: int | None) -> BwdPlan:
     p, on = _problem(x, weight, *conv), environment.device(device)
-    if p.c % 8 or p.k % 8:
+    if library_only(p):
         return BwdPlan(None, None, None)
     both = want_dw and tiles.shares_wgrad(p, emit)
     dgrad = tiles.dgrad_tile(p, count_tiles(x), on, both) if emit != "none" else None

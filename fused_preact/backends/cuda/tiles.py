@@ -136,6 +136,7 @@ FLAT_BWD = {
 }
 PARTS_SHARE = 4
 WIDEST_SLAB = 64
+LIBRARY_CHANNELS = 128
 # csrc/cuda/window.h
 MOST_TAPS, MOST_PHASES = 49, 4
 # Of every block's shared memory the system takes 1 KiB.
@@ -154,6 +155,12 @@ def bn_grid(channels: int, pixels: int, dtype: torch.dtype, tiles: int, device: 
         least = SMALL_TILE if pixels < SMALL_ACTIVATION else 1
         blocks = min(blocks, tiles, pixels // least)
     return Grid(columns, rows, max(1, blocks))
+
+
+def materialises(p: Problem) -> bool:
+    """Whether z is written once, for torch's library: wide convolutions of many taps are bound by arithmetic, which cuDNN is expected to do
+    faster than mma.sync (docs/performance.md)."""
+    return p.taps > 1 and min(p.c, p.k) >= LIBRARY_CHANNELS
 
 
 def fwd_tile(p: Problem, tiles: int, device: Device) -> ConvTile | None:
