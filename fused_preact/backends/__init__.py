@@ -14,14 +14,18 @@ import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+
 from fused_preact._text import unknown
 from fused_preact.backends.records import Case, Unit
 
 NAMES = ("cuda", "triton", "cpu", "eager")
 
-# Static, so that the same program gives the same bits; the first backend that takes a case runs it. triton before cuda, which has no fused
-# convolution but 1x1 forward yet.
-PREFERENCE = {"cuda": ("triton", "cuda", "eager"), "cpu": ("cpu", "eager")}
+# Static, so that the same program gives the same bits; the first backend that takes a case runs it. cuda before triton: a unit is one call and
+# fewer instructions (counted, docs/performance.md; nobody has timed either).
+PREFERENCE = {"cuda": ("cuda", "triton", "eager"), "cpu": ("cpu", "eager")}
+# Of float32, which the cuda backend convolves by torch's library.
+PREFERENCE_OF_FLOAT32 = PREFERENCE | {"cuda": ("triton", "cuda", "eager")}
 
 _registered: dict[str, Any] = {}
 _insisted = ""
@@ -83,18 +87,19 @@ def insisted() -> str:
     return _insisted
 
 
-def candidates(device: str, insisted: str = "") -> tuple[Any, ...]:
+def candidates(case: Case, insisted: str = "") -> tuple[Any, ...]:
     """The backends to ask, best first: the one insisted on, or those of the table that are usable here."""
     if insisted:
         return (backend(insisted),)
-    return tuple(found for name in PREFERENCE.get(device, ("eager",)) if not isinstance(found := backend(name), str))
+    table = PREFERENCE_OF_FLOAT32 if case.dtype == torch.float32 else PREFERENCE
+    return tuple(found for name in table.get(case.device, ("eager",)) if not isinstance(found := backend(name), str))
 
 
 @functools.lru_cache(maxsize=65536)
 def choose(case: Case, insisted: str = "") -> Any:
     """The backend that runs `case`; raises BackendRefusal if the one insisted on can't."""
     refused = ""
-    for found in candidates(case.device, insisted):
+    for found in candidates(case, insisted):
         refused = found.why_not(case)
         if refused is None:
             return found
@@ -104,7 +109,7 @@ def choose(case: Case, insisted: str = "") -> Any:
 @functools.lru_cache(maxsize=4096)
 def choose_unit(unit: Unit, case: Case, insisted: str = "") -> Callable[..., Any] | None:
     """The backend that runs the whole `unit` in one call on inputs like `case`, or None: then it is composed of primitives."""
-    for found in candidates(case.device, insisted):
+    for found in candidates(case, insisted):
         why_not_unit = getattr(found, "why_not_unit", None)
         if why_not_unit is not None and why_not_unit(unit, case) is None:
             return found

@@ -6,14 +6,32 @@ from math import ceil
 import pytest
 import torch
 
+from fused_preact.backends import backend
 from fused_preact.backends.cuda.environment import A100, Device
-from fused_preact.backends.cuda.tiles import FLAT, THREADS, bn_grid, flat_fwd_bytes, flat_fwd_tile
+from fused_preact.backends.cuda.tiles import (
+    FLAT,
+    THREADS,
+    Axis,
+    Problem,
+    bn_grid,
+    dgrad_tile,
+    flat_fwd_bytes,
+    flat_fwd_tile,
+    fwd_tile,
+    materialises,
+    transposed_window_side,
+    window_side,
+)
+from fused_preact.backends.cuda.wgrad_tiles import wgrad_tile
 from fused_preact.backends.layout import tiles
+from fused_preact.backends.records import Case, Conv
 from fused_preact.models.shapes import LAYER_SHAPES
+from tests.cuda.kernels import needs_simulator
 
 H200, RTX4090 = Device(132, 227 << 10), Device(128, 99 << 10)
 devices = pytest.mark.parametrize("device", [A100, H200, RTX4090], ids=["a100", "h200", "rtx4090"])
-POINTWISE = {s.id: s.layer for s in LAYER_SHAPES if (s.layer.kernel, s.layer.stride) == (1, 1)}
+LAYERS = {s.id: s.layer for s in LAYER_SHAPES}
+POINTWISE = {name: layer for name, layer in LAYERS.items() if (layer.kernel, layer.stride) == (1, 1)}
 
 
 @devices
@@ -66,3 +84,48 @@ def test_no_tile():
 
 def test_shapes_of_the_kernels_are_powers_of_two():
     assert all(n & (n - 1) == 0 for numbers in product(*FLAT) for n in numbers)
+
+
+def problem_of(layer):
+    axis = Axis(layer.size, layer.size // layer.stride, layer.kernel, layer.stride, layer.padding, 1)
+    return Problem(8, layer.in_channels, layer.out_channels, axis, axis)
+
+
+@devices
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+def test_every_layer_of_the_networks_has_kernels(layer, device):
+    """Forward and both gradients, but for wide 3x3 convolutions, which go through torch's library."""
+    p = problem_of(layer)
+    if materialises(p):
+        assert layer.kernel == 3
+        assert min(layer.in_channels, layer.out_channels) >= 128
+        return
+    for tile in (fwd_tile(p, 512, device), dgrad_tile(p, 512, device), wgrad_tile(p, device)):
+        assert tile is not None
+        assert 0 < tile.shared <= device.shared_limit
+
+
+@needs_simulator
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+def test_no_layer_of_the_networks_is_refused(layer):
+    """In bfloat16, all convolutions but the stems."""
+    x, weight = (8, layer.in_channels, layer.size, layer.size), (layer.out_channels, layer.in_channels, layer.kernel, layer.kernel)
+    conv = Conv((layer.stride,) * 2, (layer.padding,) * 2)
+    assert backend("cuda").why_not(Case("cpu", torch.bfloat16, x, weight, torch.bfloat16, conv)) is None
+
+
+@pytest.mark.parametrize(
+    ("axis", "outputs", "wanted"),
+    [
+        (Axis(9, 9, 3, 1, 1, 1), 4, (6, 6)),
+        (Axis(9, 5, 3, 2, 1, 1), 4, (9, 5)),
+        (Axis(9, 5, 1, 2, 0, 1), 4, (4, 4)),
+        (Axis(9, 9, 3, 1, 2, 2), 4, (8, 8)),
+        (Axis(9, 5, 3, 2, 2, 2), 4, (6, 6)),
+        (Axis(9, 3, 1, 3, 0, 1), 4, (4, 4)),
+    ],
+    ids=["3", "3-stride2", "1-stride2", "3-dilated", "3-stride2-dilated", "1-stride3"],
+)
+def test_sides_of_windows(axis, outputs, wanted):
+    """Of a tile of outputs, and transposed; what no output reads has no place: of a stride of 1x1 every pixel is the next that counts."""
+    assert (window_side(axis, outputs), transposed_window_side(axis, outputs)) == wanted

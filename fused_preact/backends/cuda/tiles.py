@@ -3,6 +3,8 @@
 Nothing here was measured on a GPU yet; docs/performance.md has what the simulator counted.
 """
 
+from collections.abc import Callable
+from functools import partial
 from math import gcd
 from typing import NamedTuple
 
@@ -110,6 +112,7 @@ FLAT = {
 WINDOW_3X3 = {
     (16, 16): Shape(16, 16, 4, 4),
     (32, 32): Shape(16, 16, 8, 2),
+    (64, 32): Shape(8, 8, 4, 3),
     (64, 64): Shape(8, 8, 8, 2),
     (32, 64): Shape(8, 16, 8, 0, 2),
 }
@@ -188,8 +191,10 @@ def window_fwd_tile(p: Problem, tiles: int, device: Device) -> ConvTile | None:
     if p.taps > MOST_TAPS or p.y.stride * p.x.stride > MOST_PHASES:
         return None
     shapes = WINDOW_3X3 if p.dense_3x3 else WINDOW_ANY
-    slab, out = _key(shapes, p.c, p.k)
-    shape = shapes[slab, out]
+    key = _key(shapes, p.c, p.k, partial(window_fwd_bytes, p), device)
+    if key is None:
+        return None
+    (slab, out), shape = key, shapes[key]
     pieces = p.n * _parts(p.y.out, shape.height) * _parts(p.x.out, shape.width)
     return _shared_out(shape, pieces, slab, out, p.c, p.k, tiles, window_fwd_bytes(p, slab, out), device)
 
@@ -201,16 +206,20 @@ def dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool = False)
     if p.taps > MOST_TAPS or p.y.stride * p.x.stride > MOST_PHASES:
         return None
     shapes = WINDOW_3X3 if p.dense_3x3 else WINDOW_ANY
-    slab, out = _key(shapes, p.k, p.c)
-    shape = shapes[slab, out]
+    key = _key(shapes, p.k, p.c, partial(window_dgrad_bytes, p), device)
+    if key is None:
+        return None
+    (slab, out), shape = key, shapes[key]
     down, across = _parts(_parts(p.y.size, p.y.stride), shape.height), _parts(_parts(p.x.size, p.x.stride), shape.width)
     return _shared_out(shape, p.n * down * across, slab, out, p.k, p.c, tiles, window_dgrad_bytes(p, slab, out), device)
 
 
 def _flat_dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool) -> ConvTile | None:
     shapes = FLAT_BWD if with_wgrad else FLAT_GRAD
-    slab, out = _key(shapes, p.k, p.c)
-    shape, pixels = shapes[slab, out], p.n * p.y.size * p.x.size
+    key = _key(shapes, p.k, p.c, lambda slab, out: flat_dgrad_bytes(slab, out, p.k, with_wgrad), device)
+    if key is None:
+        return None
+    (slab, out), shape, pixels = key, shapes[key], p.n * p.y.size * p.x.size
     if with_wgrad:
         # What blocks write of dweight, and read again, should be little beside the activations.
         tiles = min(tiles, max(device.multiprocessors, pixels * (p.c + p.k) * 2 // PARTS_SHARE // (p.c * p.k * 4)))
@@ -224,10 +233,13 @@ def shares_wgrad(p: Problem, emit: str) -> bool:
     return emit in ("dz", "g", "sums") and p.pointwise and any(p.k <= slab and p.c <= out for slab, out in FLAT_BWD)
 
 
-def _key(shapes: dict[tuple[int, int], Shape], summed: int, outputs: int) -> tuple[int, int]:
-    """(slab, out): the narrowest that has all outputs, or the widest."""
-    fitting = [key for key, shape in shapes.items() if (shape.one_slab if key[0] >= summed else shape.slabs)]
-    return next((key for key in fitting if key[1] >= outputs), fitting[-1])
+def _key(
+    shapes: dict[tuple[int, int], Shape], summed: int, outputs: int, memory: Callable[[int, int], int], device: Device
+) -> tuple[int, int] | None:
+    """(slab, out) of those that fit the device: the narrowest that has all outputs, or the widest. memory(slab, out): what it needs."""
+    there = [key for key, shape in shapes.items() if (shape.one_slab if key[0] >= summed else shape.slabs)]
+    fitting = [key for key in there if memory(*key) <= device.shared_limit]
+    return next((key for key in fitting if key[1] >= outputs), fitting[-1] if fitting else None)
 
 
 def _shared_out(

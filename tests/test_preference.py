@@ -1,0 +1,37 @@
+"""Who runs what by default: the first backend of the table that takes a case."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fused_preact import backends
+from fused_preact.backends.records import Case, Conv
+
+
+def usable(name: str, refused: tuple[torch.dtype, ...] = ()) -> SimpleNamespace:
+    return SimpleNamespace(name=name, why_not=lambda case: f"{name} does not take it" if case.dtype in refused else None)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine on which all backends are usable; float16 is refused by the first."""
+    found = {"cuda": usable("cuda", (torch.float16,)), "triton": usable("triton"), "eager": usable("eager")}
+    monkeypatch.setattr(backends, "backend", found.__getitem__)
+    backends.choose.cache_clear()
+    yield
+    backends.choose.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wanted"),
+    [(torch.bfloat16, "cuda"), (torch.float16, "triton"), (torch.float32, "triton")],
+    ids=["native-kernels", "refused", "by-the-library-only"],
+)
+def test_on_a_gpu(gpu, dtype, wanted):
+    assert backends.choose(Case("cuda", dtype, (2, 16, 8, 8), (16, 16, 3, 3), dtype, Conv())).name == wanted
+
+
+def test_elsewhere(gpu):
+    """Of a device that the table does not know, eager runs all."""
+    assert backends.choose(Case("mps", torch.float32, (2, 16, 8, 8))).name == "eager"
