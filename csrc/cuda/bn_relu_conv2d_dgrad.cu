@@ -1,7 +1,150 @@
+// g, sums or dx from dz = transposed conv(dy, weight) for pointwise convolutions; and parts of dweight, which read the same dy and x.
+#include "gradient.cuh"
+#include "input_grad.cuh"
 #include "kernels.h"
+#include "launch.cuh"
+#include "pixel_products.cuh"
 
 namespace fused_preact::cuda {
+namespace {
 
-Status launch_bn_relu_conv2d_dgrad(const BnReluConv2dBwd&) { return {"not there yet"}; }
+// A tile's slab of dy into shared memory; zeros beyond its pixels and channels.
+template <class T, class S, class Source>
+__device__ inline void fill_slab(char* to, const Source& source, const T* dy, int64_t first, int64_t pixels, int k, bool inside) {
+    using Thread = Walk<S::THREADS, S::PIXELS, S::In::CHUNKS>;
+    constexpr int TOGETHER = Thread::COUNT < 4 ? Thread::COUNT : 4;
+    static_assert(Thread::COUNT % TOGETHER == 0);
+    const Thread thread;
+    const int left = inside ? int(min(pixels - first, int64_t(S::PIXELS))) - thread.row : 0, step = Thread::STEP * k;
+    const T* from = dy + (first + thread.row) * k;
+    char* const own = to + S::In::at(thread.row, thread.chunk);
+#pragma unroll
+    for (int group = 0; group < Thread::COUNT; group += TOGETHER) {
+        typename Source::Raw raw[TOGETHER];
+#pragma unroll
+        for (int i = 0; i < TOGETHER; ++i)
+            if ((group + i) * Thread::STEP < left) raw[i] = source.read(from + (group + i) * step);
+#pragma unroll
+        for (int i = 0; i < TOGETHER; ++i)
+            *reinterpret_cast<uint4*>(own + (group + i) * Thread::STEP * S::In::BYTES) = (group + i) * Thread::STEP < left ? source.chunk(raw[i]) : uint4{};
+    }
+}
+
+// x of a tile into shared memory, and z beside it; zeros beyond its pixels and channels.
+template <class T, class S>
+__device__ inline void fill_x_and_z(char* x, char* z, const BnReluConv2dBwd& args, const Outputs<S>& outputs, int channel) {
+    using Thread = Walk<S::THREADS, S::PIXELS, S::Out::CHUNKS>;
+    const Thread thread;
+    const bool inside = channel < args.conv.c;
+    const T* const from = static_cast<const T*>(args.x) + outputs.at(thread, channel);
+    const int step = outputs.template step<Thread>(), at = S::Out::at(thread.row, thread.chunk);
+    uint4 raw[Thread::COUNT];
+#pragma unroll
+    for (int i = 0; i < Thread::COUNT; ++i)
+        raw[i] = inside && outputs.has(thread.row + i * Thread::STEP) ? *reinterpret_cast<const uint4*>(from + i * step) : uint4{};
+    with_prologue(prologue_of(args.bn, args.relu), [&](auto p) {
+        const Activation<T, p()> source(args.bn, args.bn_pitch, inside ? channel : 0);
+#pragma unroll
+        for (int i = 0; i < Thread::COUNT; ++i) {
+            const int own = at + i * Thread::STEP * S::Out::BYTES;
+            const bool has = inside && outputs.has(thread.row + i * Thread::STEP);
+            *reinterpret_cast<uint4*>(x + own) = raw[i];
+            *reinterpret_cast<uint4*>(z + own) = has ? source.chunk(raw[i]) : uint4{};
+        }
+    });
+}
+
+// Blocks take tiles of pixels in turn, and slabs of dy's channels of a tile. WGRAD: there is one slab, all channels of x are the block's, and
+// products of dy and z add up to its part of dweight.
+template <class T, class S, bool WGRAD>
+__global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_dgrad_kernel(const __grid_constant__ BnReluConv2dBwd args) {
+    extern __shared__ uint4 memory[];
+    char* const staged = reinterpret_cast<char*>(memory);
+    char *const x = staged + S::X_AT, *const z = WGRAD ? staged + S::Z_AT : nullptr;
+    char *const weights = staged + S::weights_at(WGRAD), *const slab_of_dy = weights + S::BUFFERS * S::TAP_BYTES;
+    const Conv& conv = args.conv;
+    const int64_t pixels = conv.inputs();
+    const int slabs = S::MANY ? (conv.k + S::SLAB - 1) / S::SLAB : 1, first = blockIdx.y * S::OUT;
+    const int tiles = int((pixels + S::PIXELS - 1) / S::PIXELS);
+    auto copy_slab = [&](char* to, int slab) {
+        copy_weights<T, S::THREADS, S::SLAB, typename S::Weight>(to, args.weight, 1, slab * S::SLAB, conv.k, first, conv.c);
+    };
+
+    copy_slab(weights, 0);
+    InputGrad<T, S> grad(args, first);
+    grad.start();
+    PixelProducts<T, S> dweight;
+    int turn = 0;
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        const Outputs<S> outputs = outputs_of<S>(tile, pixels, conv.c);
+        Accumulators<S> dz{};
+        for (int slab = 0; slab < slabs; ++slab) {
+            char *const input = slab_of_dy + turn * S::IN_BYTES, *const weight = weights + turn * S::TAP_BYTES;
+            const int channel = slab * S::SLAB + threadIdx.x % S::In::CHUNKS * 8;
+            const bool has = channel < conv.k, last = slab + 1 == slabs;
+            with_gradient<T>(args, has ? channel : 0, [&](const auto& source) {
+                fill_slab<T, S>(input, source, static_cast<const T*>(args.dy) + channel, int64_t(tile) * S::PIXELS, pixels, conv.k, has);
+            });
+            if (WGRAD) fill_x_and_z<T, S>(x, z, args, outputs, grad.channel);
+            wait_for_copies();
+            __syncthreads();
+            if (slab == 0) grad.copy_inputs(WGRAD ? nullptr : x, staged, outputs);
+            if (S::MANY && !(last && tile + int(gridDim.x) >= tiles)) {
+                turn ^= 1;
+                copy_slab(weights + turn * S::TAP_BYTES, last ? 0 : slab + 1);
+            }
+            multiply_transposed<T, S>(dz, input, weight);
+            if constexpr (WGRAD) dweight.add(input, z);
+        }
+        wait_for_copies();
+        // Of what all threads copied, and of dy, which is written over.
+        __syncthreads();
+        grad.stage(staged, dz);
+        __syncthreads();
+        grad.finish(staged, x, z, outputs);
+        // x is written over.
+        if (WGRAD) __syncthreads();
+    }
+    grad.store_sums(reinterpret_cast<float*>(staged));
+    if constexpr (WGRAD) dweight.store(args.parts + int64_t(blockIdx.x) * conv.k * conv.c, conv.k, conv.c);
+}
+
+// Of the shapes of fused_preact/backends/cuda/tiles.py, the one of this tile.
+template <class Body>
+void with_shape(const BnReluConv2dBwd& args, Body&& body) {
+    const ConvTile& tile = args.dgrad;
+    const bool many = args.conv.k > tile.slab, wgrad = args.wgrad.parts > 0 && args.wgrad.pixels == 0;
+    auto is = [&](auto shape, auto with_wgrad) {
+        using S = decltype(shape);
+        const bool same = tile.pixels == S::PIXELS && tile.slab == S::SLAB && tile.out == S::OUT && many == S::MANY && wgrad == with_wgrad;
+        if (same) body(shape, with_wgrad);
+        return same;
+    };
+    auto both = [&](auto shape) { return is(shape, std::true_type{}) || is(shape, std::false_type{}); };
+    auto dgrad = [&](auto shape) { return is(shape, std::false_type{}); };
+    both(FlatGradShape<128, 64, 16, false, 4, 1, 4>{}) || both(FlatGradShape<128, 16, 64, false, 4, 1, 3>{}) || both(FlatGradShape<64, 128, 32, false, 4, 1, 3>{}) ||
+        both(FlatGradShape<128, 32, 128, false, 2, 4, 2>{}) || dgrad(FlatGradShape<64, 64, 64, false, 2, 2, 3>{}) ||
+        dgrad(FlatGradShape<64, 64, 64, true, 2, 2, 3>{}) || dgrad(FlatGradShape<64, 64, 128, false, 2, 2, 2>{}) ||
+        dgrad(FlatGradShape<64, 64, 128, true, 2, 2, 2>{});
+}
+
+template <class T>
+Status launch(const BnReluConv2dBwd& args, cudaStream_t stream) {
+    Status status{"no kernel was compiled for the tile"};
+    with_shape(args, [&](auto shape, auto wgrad) {
+        using S = decltype(shape);
+        static SharedMemoryLimit limit;
+        status = launch_with_memory(bn_relu_conv2d_dgrad_kernel<T, S, wgrad()>, limit, args.target.device,
+                                    dim3(args.dgrad.blocks, (args.conv.c + S::OUT - 1) / S::OUT), S::THREADS, args.dgrad.shared, S::bytes(wgrad), stream, args);
+    });
+    return status;
+}
+
+}  // namespace
+
+Status launch_bn_relu_conv2d_dgrad(const BnReluConv2dBwd& args) {
+    if (!args.conv.pointwise()) return launch_bn_relu_conv2d_dgrad_window(args);
+    return on_halves(args.target, args.dtype, [&](auto t, cudaStream_t stream) { return launch<decltype(t)>(args, stream); });
+}
 
 }  // namespace fused_preact::cuda

@@ -22,6 +22,7 @@ Status launch_bn_relu_conv2d_fwd_window(const BnReluConv2dFwd&);
 Status launch_bn_relu_conv2d_bwd(const BnReluConv2dBwd&);
 // Its parts: out and sums; parts of dweight; their sum.
 Status launch_bn_relu_conv2d_dgrad(const BnReluConv2dBwd&);
+Status launch_bn_relu_conv2d_dgrad_window(const BnReluConv2dBwd&);
 Status launch_bn_relu_conv2d_wgrad(const BnReluConv2dBwd&);
 Status launch_bn_relu_conv2d_wgrad_sum(const BnReluConv2dBwd&);
 

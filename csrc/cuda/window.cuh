@@ -23,6 +23,8 @@ struct Window3x3 {
 
     __device__ int taps() const { return TAPS; }
     __device__ int phases() const { return 1; }
+    __device__ int phase_y(int) const { return 0; }
+    __device__ int phase_x(int) const { return 0; }
     // Bytes from a tile's pixel to its 16th next.
     __device__ int next_rows() const { return 16 / S::WIDTH * WIDTH * S::In::BYTES; }
     __device__ int row_of(int pixel) const { return pixel / S::WIDTH * WIDTH + pixel % S::WIDTH; }
@@ -63,6 +65,8 @@ struct AnyWindow {
         return last.first + last.taps;
     }
     __device__ int phases() const { return w.phases; }
+    __device__ int phase_y(int phase) const { return w.phase[phase].y; }
+    __device__ int phase_x(int phase) const { return w.phase[phase].x; }
     __device__ int next_rows() const { return 16 / S::WIDTH * w.y.step * w.x.extent * S::In::BYTES; }
     __device__ int row_of(int pixel) const { return pixel / S::WIDTH * w.y.step * w.x.extent + pixel % S::WIDTH; }
 
@@ -99,6 +103,15 @@ struct TileAt {
         return {row / down, row % down * S::HEIGHT, (tile - row * across) * S::WIDTH};
     }
 };
+
+// Of a tile of an input's gradient: its pixels of one phase, dense NHWC. There may be none.
+template <class S, class G>
+__device__ inline Outputs<S> phase_outputs(const G& geometry, int phase, const TileAt& at, const Conv& conv) {
+    const int y = at.y * conv.y.stride + geometry.phase_y(phase), x = at.x * conv.x.stride + geometry.phase_x(phase);
+    auto left = [](int size, int from, int stride, int most) { return min((size - from + stride - 1) / stride, most); };
+    return {((int64_t(at.image) * conv.y.in + y) * conv.x.in + x) * conv.c, conv.y.stride * conv.x.in * conv.c, conv.x.stride * conv.c,
+            left(conv.y.in, y, conv.y.stride, S::HEIGHT), left(conv.x.in, x, conv.x.stride, S::WIDTH)};
+}
 
 // A chunk of a slab of z from what was read, or zero: padding is of z.
 template <class T, class S, class G, class Source>

@@ -51,8 +51,9 @@ def bwd_plan(x: Shape, weight: Shape, conv: tuple[Pair, Pair, Pair], want_dgrad:
     p, on = problem(x, weight, *conv), environment.device(device)
     if p.c % 8 or p.k % 8:
         return BwdPlan(None, None, None)
-    dgrad = tiles.dgrad_tile(p, count_tiles(x), on) if want_dgrad else None
-    wgrad = wgrad_tiles.wgrad_tile(p, on) if want_dw else None
+    both = want_dgrad and want_dw and tiles.shares_wgrad(p)
+    dgrad = tiles.dgrad_tile(p, count_tiles(x), on, both) if want_dgrad else None
+    wgrad = wgrad_tiles.shared(dgrad.blocks) if both else wgrad_tiles.wgrad_tile(p, on) if want_dw else None
     native = dgrad and _cuda.ConvTile(*dgrad), wgrad and _cuda.WgradTile(*wgrad)
     return BwdPlan(_cuda.Conv(p.n, p.c, p.k, p.y, p.x), *native, wgrad.parts if wgrad else 0)
 

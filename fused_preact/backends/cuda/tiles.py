@@ -118,6 +118,18 @@ WINDOW_ANY = {
     (32, 32): Shape(8, 16, 4, 4),
     (32, 64): Shape(8, 16, 8, 2, 2),
 }
+# bn_relu_conv2d_dgrad.cu, by channels of dy at a time and channels of x; its convolutions of windows have the shapes of forward's.
+FLAT_GRAD = {
+    (64, 16): Shape(1, 128, 4, 4),
+    (128, 32): Shape(1, 64, 4, 3),
+    (16, 64): Shape(1, 128, 4, 3),
+    (64, 64): Shape(1, 64, 4, 3, 3),
+    (32, 128): Shape(1, 128, 8, 2),
+    (64, 128): Shape(1, 64, 4, 2, 2),
+}
+# Those that compute dweight too.
+SHARING = ((64, 16), (128, 32), (16, 64), (32, 128))
+PARTS_SHARE = 4
 WIDEST_SLAB = 64
 # csrc/cuda/window.h
 MOST_TAPS, MOST_PHASES = 49, 4
@@ -164,17 +176,43 @@ def window_fwd_tile(p: Problem, tiles: int, device: Device) -> ConvTile | None:
     if p.taps > MOST_TAPS or p.y.stride * p.x.stride > MOST_PHASES:
         return None
     shapes = WINDOW_3X3 if p.dense_3x3 else WINDOW_ANY
-    fitting = [key for key, shape in shapes.items() if (shape.one_slab if key[0] >= p.c else shape.slabs)]
-    # The narrowest that has all outputs, or the widest.
-    slab, out = next((key for key in fitting if key[1] >= p.k), fitting[-1])
+    slab, out = _key(shapes, p.c, p.k)
     shape = shapes[slab, out]
     pieces = p.n * _parts(p.y.out, shape.height) * _parts(p.x.out, shape.width)
     return _shared_out(shape, pieces, slab, out, p.c, p.k, tiles, window_fwd_bytes(p, slab, out), device)
 
 
-def dgrad_tile(p: Problem, tiles: int, device: Device) -> ConvTile | None:
+def dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool = False) -> ConvTile | None:
     """Of the input's gradient, with at most `tiles` blocks along the pixels; None if no tile fits the device."""
-    return None
+    if p.pointwise:
+        return _flat_dgrad_tile(p, tiles, device, with_wgrad)
+    if p.taps > MOST_TAPS or p.y.stride * p.x.stride > MOST_PHASES:
+        return None
+    shapes = WINDOW_3X3 if p.dense_3x3 else WINDOW_ANY
+    slab, out = _key(shapes, p.k, p.c)
+    shape = shapes[slab, out]
+    down, across = _parts(_parts(p.y.size, p.y.stride), shape.height), _parts(_parts(p.x.size, p.x.stride), shape.width)
+    return _shared_out(shape, p.n * down * across, slab, out, p.k, p.c, tiles, window_dgrad_bytes(p, slab, out), device)
+
+
+def _flat_dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool) -> ConvTile | None:
+    slab, out = _key(FLAT_GRAD, p.k, p.c)
+    shape, pixels = FLAT_GRAD[slab, out], p.n * p.y.size * p.x.size
+    if with_wgrad:
+        # What blocks write of dweight, and read again, should be little beside the activations.
+        tiles = min(tiles, max(device.multiprocessors, pixels * (p.c + p.k) * 2 // PARTS_SHARE // (p.c * p.k * 4)))
+    return _shared_out(shape, _parts(pixels, shape.pixels), slab, out, p.k, p.c, tiles, flat_dgrad_bytes(slab, out, p.k, with_wgrad), device)
+
+
+def shares_wgrad(p: Problem) -> bool:
+    """Whether one kernel computes both gradients: of pointwise convolutions whose dweight fits the registers of a block."""
+    return p.pointwise and any(p.k <= slab and p.c <= out for slab, out in SHARING)
+
+
+def _key(shapes: dict[tuple[int, int], Shape], summed: int, outputs: int) -> tuple[int, int]:
+    """(slab, out): the narrowest that has all outputs, or the widest."""
+    fitting = [key for key, shape in shapes.items() if (shape.one_slab if key[0] >= summed else shape.slabs)]
+    return next((key for key in fitting if key[1] >= outputs), fitting[-1])
 
 
 def _shared_out(
@@ -200,6 +238,31 @@ def window_fwd_bytes(p: Problem, slab: int, out: int) -> int:
     weight = p.taps * out * _padded(slab)
     window = window_side(p.y, shape.height) * window_side(p.x, shape.width) * _padded(slab)
     return 2 * shape.pixels * out + shape.warps * 8 * out + min(2, _parts(p.c, slab)) * weight + window
+
+
+def flat_dgrad_bytes(slab: int, out: int, k: int, with_wgrad: bool) -> int:
+    """dz, x, z if it is needed, and slabs of the weight and of dy (two of each if there are more to come)."""
+    shape = FLAT_GRAD[slab, out]
+    return (3 if with_wgrad else 2) * 2 * shape.pixels * out + min(2, _parts(k, slab)) * slab * (_padded(out) + 2 * shape.pixels)
+
+
+def window_dgrad_bytes(p: Problem, slab: int, out: int) -> int:
+    """dz, x, a slab of the weight (two if there are more to come) under all taps, and one of dy's window."""
+    shape = (WINDOW_3X3 if p.dense_3x3 else WINDOW_ANY)[slab, out]
+    weight = p.taps * slab * _padded(out)
+    window = transposed_window_side(p.y, shape.height) * transposed_window_side(p.x, shape.width) * _padded(slab)
+    return 4 * shape.pixels * out + min(2, _parts(p.k, slab)) * weight + window
+
+
+def transposed_window_side(a: Axis, inputs: int) -> int:
+    """Pixels along an axis of the window of dy from which so many inputs of each phase take: input i from (i + padding - r*dilation)/stride."""
+    reached = [
+        (phase + a.padding - r * a.dilation) // a.stride
+        for phase in range(a.stride)
+        for r in range(a.kernel)
+        if (phase + a.padding - r * a.dilation) % a.stride == 0
+    ]
+    return inputs + max(reached) - min(reached)
 
 
 def window_side(a: Axis, outputs: int) -> int:

@@ -16,6 +16,11 @@ class WgradTile(NamedTuple):
     shared: int
 
 
+def shared(parts: int) -> WgradTile:
+    """Where each of so many blocks of the input's gradient gives a part."""
+    return WgradTile(0, 0, 0, parts, 0)
+
+
 def wgrad_tile(p: Problem, device: Device) -> WgradTile | None:
     """None if no tile fits the device."""
     return None
