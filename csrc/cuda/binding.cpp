@@ -184,10 +184,10 @@ py::list named(const std::vector<Piece>& pieces) {
 }
 
 void bind_unit(py::module_& m) {
-    py::class_<TiledConv>(m, "TiledConv", "A convolution, the tiles of fwd, dgrad and wgrad, and whether dweight has the taps last.")
-        .def(py::init([](const Conv& conv, const ConvTile& fwd, const ConvTile& dgrad, const WgradTile& wgrad, bool taps_last) {
-            return TiledConv{conv, fwd, dgrad, wgrad, taps_last};
-        }));
+    py::class_<TiledConv>(m, "TiledConv",
+                          "A convolution, the tiles of fwd, of dgrad and wgrad together, and of each alone, and whether dweight has the taps last.")
+        .def(py::init([](const Conv& conv, const ConvTile& fwd, const ConvTile& dgrad, const WgradTile& wgrad, const ConvTile& only_dgrad,
+                         const WgradTile& only_wgrad, bool taps_last) { return TiledConv{conv, fwd, {dgrad, wgrad}, {only_dgrad, only_wgrad}, taps_last}; }));
     using Layer = std::tuple<TiledConv, int, bool, bool, bool, bool, bool, float, float>;
     py::class_<Unit>(m, "Unit",
                      "A residual unit; a layer is (convolution, tiles of its input's statistics, relu, norm, batch, update, cumulative, momentum, eps).")

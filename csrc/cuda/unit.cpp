@@ -12,7 +12,11 @@ constexpr int PROJECTION = -1;
 
 size_t input_bytes(const Conv& a) { return a.inputs() * a.c * HALF; }
 size_t output_bytes(const Conv& a) { return a.outputs() * a.k * HALF; }
-size_t part_bytes(const TiledConv& a) { return sizeof(float) * a.wgrad.parts * a.conv.k * a.conv.taps() * a.conv.c; }
+size_t part_bytes(const TiledConv& a) { return sizeof(float) * std::max(a.both.wgrad.parts, a.alone.wgrad.parts) * a.conv.k * a.conv.taps() * a.conv.c; }
+
+BwdTiles tiles_of(const TiledConv& a, bool dgrad, bool wgrad) {
+    return dgrad && wgrad ? a.both : dgrad ? BwdTiles{a.alone.dgrad, {}} : wgrad ? BwdTiles{{}, a.alone.wgrad} : BwdTiles{};
+}
 
 template <class Of>
 size_t most(const Unit& unit, Of&& of) {
@@ -142,7 +146,8 @@ struct Launches {
     // What all backwards of a convolution have; parts: of dweight, if it is wanted.
     BnReluConv2dBwd of_conv(const TiledConv& own, bool relu, Emit emit, const Gradient& dy, const void* x, const float* bn, const void* weight, float* parts,
                             void* dweight) const {
-        BnReluConv2dBwd args{target, emit == Emit::none ? ConvTile{} : own.dgrad, dweight ? own.wgrad : WgradTile{}, unit.dtype, own.conv, relu, emit};
+        const BwdTiles tiles = tiles_of(own, emit != Emit::none, dweight);
+        BnReluConv2dBwd args{target, tiles.dgrad, tiles.wgrad, unit.dtype, own.conv, relu, emit};
         args.dy = dy.dy, args.dy_x = dy.x, args.dy_coeffs = dy.coeffs, args.x = x, args.bn = bn, args.bn_pitch = pitch, args.weight = weight;
         args.parts = dweight ? parts : nullptr, args.dweight = dweight, args.taps_last = own.taps_last;
         return args;
@@ -184,7 +189,7 @@ void input_grad(Launches& launch, BnReluConv2dBwd args, const BwdWorkspace& own,
         launch.conv_bwd(0, args);
         launch.bn_coeffs(0, own.sums, coeffs, dgamma, dbeta);
         args.emit = Emit::dx, args.sums = nullptr, args.out = dx, args.coeffs = coeffs, args.residual_grad = residual_grad;
-        args.wgrad = {}, args.parts = nullptr, args.dweight = nullptr;
+        args.dgrad = layer.tiled.alone.dgrad, args.wgrad = {}, args.parts = nullptr, args.dweight = nullptr;
         launch.conv_bwd(0, args);
     } else {
         args.emit = Emit::g, args.sums = own.sums, args.out = dx;

@@ -6,11 +6,16 @@
 
 namespace fused_preact::cuda {
 
-// A convolution, and the tiles of its kernels.
+struct BwdTiles {
+    ConvTile dgrad;
+    WgradTile wgrad;
+};
+
+// A convolution, and the tiles of its kernels: of both gradients together, and of each alone.
 struct TiledConv {
     Conv conv;
-    ConvTile fwd, dgrad;
-    WgradTile wgrad;
+    ConvTile fwd;
+    BwdTiles both, alone;
     bool taps_last;  // of dweight
 };
 

@@ -79,11 +79,11 @@ def case_of(kind: Kind, t: Tensors) -> Case:
     return Case(t.x.device.type, t.x.dtype, t.x.shape, first.shape, first.dtype, kind.unit.layers[0].conv, weights)
 
 
-def register_composed() -> str:
+def register_composed(two_dgrads: bool) -> str:
     """The name of a backend with the primitives of the cuda backend, and no units."""
     from fused_preact.backends import cuda
 
     primitives = {name: function for name, function in vars(cuda).items() if name.startswith("bn_")}
-    name = "cuda, composed"
-    register(name, SimpleNamespace(**primitives, unavailable=cuda.unavailable, why_not=cuda.why_not, TWO_DGRADS=cuda.TWO_DGRADS))
+    name = f"cuda, composed, {two_dgrads}"
+    register(name, SimpleNamespace(**primitives, unavailable=cuda.unavailable, why_not=cuda.why_not, TWO_DGRADS=two_dgrads))
     return name

@@ -15,6 +15,8 @@ from fused_preact.backends.layout import conv_out_shape, empty, memory_format, t
 from fused_preact.backends.records import Case, Conv, Unit
 
 MOST_LAYERS = 3
+# What is wanted of a convolution's backward: (dgrad, wgrad).
+BWD = ((True, True), (True, False), (False, True))
 
 
 class UnitConv(NamedTuple):
@@ -64,8 +66,8 @@ def refusal(unit: Unit, case: Case) -> str | None:
 
 def _has_kernels(own: UnitConv, device: int | None) -> bool:
     shapes = own.x, own.weight, own.conv[:3]
-    bwd = bwd_plan(*shapes, True, True, device)
-    return bool(fwd_plan(*shapes, device) and bwd.dgrad and bwd.wgrad)
+    both, dgrad, wgrad = (bwd_plan(*shapes, *want, device) for want in BWD)
+    return bool(fwd_plan(*shapes, device) and both.dgrad and both.wgrad and dgrad.dgrad and wgrad.wgrad)
 
 
 class Plan:
@@ -143,5 +145,6 @@ def two_dgrads(unit: Unit, x: Shape, weight: Shape) -> bool:
 
 def _tiled(own: UnitConv, taps_last: bool, device: int | None) -> _cuda.TiledConv:
     shapes = own.x, own.weight, own.conv[:3]
-    bwd = bwd_plan(*shapes, True, True, device)
-    return _cuda.TiledConv(*fwd_plan(*shapes, device), bwd.dgrad or NO_DGRAD, bwd.wgrad or NO_WGRAD, taps_last)
+    plans = [bwd_plan(*shapes, *want, device) for want in BWD]
+    both, dgrad, wgrad = ((p.dgrad or NO_DGRAD, p.wgrad or NO_WGRAD) for p in plans)
+    return _cuda.TiledConv(*fwd_plan(*shapes, device), *both, dgrad[0], wgrad[1], taps_last)
