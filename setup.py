@@ -35,7 +35,17 @@ ONCE = ("bn_vectors", "unit", "pool", "dispatch", "binding")
 
 CUDA = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xptxas", "-warn-spills"]
 CUDA_HOST = ("binding", "bn_relu_conv2d_bwd", "unit")
-CUDA_DEVICE = ("bn", "bn_vectors", "bn_relu_conv2d_fwd", "bn_relu_conv2d_fwd_window", "bn_relu_conv2d_dgrad", "bn_relu_conv2d_dgrad_window", "bn_relu_conv2d_wgrad")
+CUDA_DEVICE = (
+    "bn",
+    "bn_vectors",
+    "bn_relu_conv2d_fwd",
+    "bn_relu_conv2d_fwd_window",
+    "bn_relu_conv2d_dgrad",
+    "bn_relu_conv2d_dgrad_window",
+    "bn_relu_conv2d_wgrad",
+    "bn_relu_conv2d_wgrad_window",
+    "bn_relu_conv2d_wgrad_sum",
+)
 CUDA_ARCHS = "FUSED_PREACT_CUDA_ARCHS"
 CUDA_DEFAULT = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 CUDA_OLDEST = (12, 0)

@@ -1,8 +1,116 @@
+// Parts of dweight = conv_wgrad(dy, relu(bn(x))) for pointwise convolutions: dweight[k][c] = sum over pixels dy[p][k] * z[p][c].
+#include "gradient.cuh"
 #include "kernels.h"
+#include "launch.cuh"
+#include "prologue.cuh"
+#include "wgrad.cuh"
 
 namespace fused_preact::cuda {
+namespace {
 
-Status launch_bn_relu_conv2d_wgrad(const BnReluConv2dBwd&) { return {"not there yet"}; }
-Status launch_bn_relu_conv2d_wgrad_sum(const BnReluConv2dBwd&) { return {"not there yet"}; }
+// sums += dy transposed * z, over the warp's share of a tile's pixels.
+template <class T, class S>
+__device__ inline void multiply_pixels(WgradSums<S>& sums, const char* dy, const char* z) {
+    using In = typename S::X::In;
+    constexpr int STEPS = S::PIXELS / 16 / S::SHARES;
+    const WgradWarp<S> warp;
+    const int first = warp.share * STEPS * 16;
+    uint32_t a_at[S::ROWS], b_at[S::COLUMNS / 2];
+#pragma unroll
+    for (int i = 0; i < S::ROWS; ++i)
+        a_at[i] = shared_address(dy) + S::Out::at(first + first_operand_row(warp.lane), warp.k / 8 + 2 * i + first_operand_chunk(warp.lane));
+#pragma unroll
+    for (int j = 0; j < S::COLUMNS / 2; ++j)
+        b_at[j] = shared_address(z) + In::at(first + second_operand_row(warp.lane), warp.c / 8 + 2 * j + second_operand_chunk(warp.lane));
+#pragma unroll
+    for (int step = 0; step < STEPS; ++step) {
+        uint32_t b[S::COLUMNS / 2][4];
+#pragma unroll
+        for (int j = 0; j < S::COLUMNS / 2; ++j) load_transposed(b[j], b_at[j] + step * 16 * In::BYTES);
+#pragma unroll
+        for (int i = 0; i < S::ROWS; ++i) {
+            uint32_t a[4];
+            load_transposed(a, a_at[i] + step * 16 * S::Out::BYTES);
+#pragma unroll
+            for (int j = 0; j < S::COLUMNS; ++j) multiply_add(sums[0][i][j], a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1], T{});
+        }
+    }
+}
+
+// Blocks take tiles of pixels in turn, for their channels of both. While one tile is multiplied, the next is on its way.
+template <class T, class S, bool DEFERRED>
+__global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_wgrad_kernel(const __grid_constant__ BnReluConv2dBwd args) {
+    extern __shared__ uint4 memory[];
+    char *const staged = reinterpret_cast<char*>(memory), *const inputs = staged + S::IN_AT;
+    using Source = Gradient<T, DEFERRED>;
+    const Conv& conv = args.conv;
+    const int64_t pixels = conv.outputs();
+    const int tiles = int((pixels + S::PIXELS - 1) / S::PIXELS), k = blockIdx.y, c = blockIdx.z;
+    const Prologue prologue = prologue_of(args.bn, args.relu);
+
+    PixelLoader<T, typename S::Dy, typename Source::Raw> dy(args.dy, pixels, conv.k);
+    PixelLoader<T, typename S::X> x(args.x, pixels, conv.c);
+    const bool has_dy = dy.inside(k), has_x = x.inside(c);
+    const Source source(args.dy, args.dy_x, args.dy_coeffs, conv.k, has_dy ? dy.channel(k) : 0);
+    auto start = [&](int tile) {
+        dy.start(tile, k, [&](const T* from) { return source.read(from); });
+        x.start(tile, c);
+    };
+    start(blockIdx.x);
+    Values<8> scale{}, shift{};
+    if (args.bn && has_x) {
+        const Norm<T, 8> norm(args.bn + x.channel(c), args.bn_pitch);
+        scale = norm.scale, shift = norm.shift;
+    }
+
+    WgradSums<S> sums{};
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        apply_prologue(prologue, inputs, x, has_x, scale, shift);
+        // Beyond the last pixel z is relu(shift), and a deferred dy c - b*mean.
+        const int left = int(min(pixels - int64_t(tile) * S::PIXELS, int64_t(S::PIXELS))) - dy.thread.row;
+        store_slab(staged, dy, has_dy, [&](const typename Source::Raw& raw, int row) { return !DEFERRED || row < left ? source.chunk(raw) : uint4{}; });
+        __syncthreads();
+        if (tile + int(gridDim.x) < tiles) start(tile + gridDim.x);
+        multiply_pixels<T, S>(sums, staged, inputs);
+        __syncthreads();
+    }
+    add_shares<S>(sums, memory);
+    store_part<S>(args.parts + int64_t(blockIdx.x) * conv.k * conv.c, sums, conv, k * S::K, c * S::C, 0);
+}
+
+// Of the shapes of fused_preact/backends/cuda/wgrad_tiles.py, the one of this tile.
+template <class Body>
+bool with_shape(const WgradTile& tile, Body&& body) {
+    auto is = [&](auto shape) {
+        using S = decltype(shape);
+        const bool same = tile.pixels == S::PIXELS && tile.k == S::K && tile.c == S::C;
+        if (same) body(shape);
+        return same;
+    };
+    return is(FlatWgradShape<128, 16, 64, 1, 1, 4>{}) || is(FlatWgradShape<128, 64, 16, 1, 1, 4>{}) || is(FlatWgradShape<128, 32, 64, 1, 2, 2>{}) ||
+           is(FlatWgradShape<128, 64, 32, 2, 1, 2>{}) || is(FlatWgradShape<64, 64, 64, 2, 2, 1>{});
+}
+
+template <class T, bool DEFERRED>
+Status launch(const BnReluConv2dBwd& args, cudaStream_t stream) {
+    Status status{"no kernel was compiled for the tile"};
+    with_shape(args.wgrad, [&](auto shape) {
+        using S = decltype(shape);
+        static SharedMemoryLimit limit;
+        const dim3 blocks(args.wgrad.parts, (args.conv.k + S::K - 1) / S::K, (args.conv.c + S::C - 1) / S::C);
+        status = launch_with_memory(bn_relu_conv2d_wgrad_kernel<T, S, DEFERRED>, limit, args.target.device, blocks, S::THREADS, args.wgrad.shared, S::BYTES, stream, args);
+    });
+    return status;
+}
+
+}  // namespace
+
+Status launch_bn_relu_conv2d_wgrad(const BnReluConv2dBwd& args) {
+    if (!args.conv.pointwise()) return launch_bn_relu_conv2d_wgrad_window(args);
+    return on_halves(args.target, args.dtype, [&](auto t, cudaStream_t stream) {
+        using T = decltype(t);
+        return args.dy_coeffs ? launch<T, true>(args, stream) : launch<T, false>(args, stream);
+    });
+}
 
 }  // namespace fused_preact::cuda

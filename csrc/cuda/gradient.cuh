@@ -1,39 +1,44 @@
-// Where a slab's chunks come from in backward: dy, written or deferred.
+// dy between its arrival in registers and the tensor cores: as it is, or deferred.
 #pragma once
 #include "prologue.cuh"
 #include "records.h"
 
 namespace fused_preact::cuda {
 
-// A chunk of dy; deferred it is a*dy + b*(dy_x - mean) + c = a*dy + (b*dy_x + (c - b*mean)). The thread has the channels from `channel` on.
+// Where chunks of dy come from; k: channels of a pixel. The thread has those from `channel` on.
 template <class T, bool DEFERRED>
 struct Gradient {
+    using Raw = uint4;
+
+    __device__ Gradient(const void*, const void*, const float*, int, int) {}
+    __device__ Raw read(const T* from) const { return *reinterpret_cast<const uint4*>(from); }
+    __device__ uint4 chunk(const Raw& raw) const { return raw; }
+};
+
+// dy = a*dy + b*(dy_x - mean) + c, rounded once. dy_coeffs: (a, b, mean, c).
+template <class T>
+struct Gradient<T, true> {
     struct Raw {
         uint4 dy, x;
     };
-    Values<8> a, b, c;
     const T *dy, *x;
+    Values<8> a, b, shift;
 
-    __device__ Gradient(const void* dy, const void* dy_x, const float* coeffs, int k, int channel) : dy(static_cast<const T*>(dy)), x(static_cast<const T*>(dy_x)) {
-        if (!DEFERRED) return;
-        a = channels<8>(coeffs + channel), b = channels<8>(coeffs + k + channel), c = channels<8>(coeffs + 3 * k + channel);
-        const Values<8> mean = channels<8>(coeffs + 2 * k + channel);
+    __device__ Gradient(const void* dy, const void* dy_x, const float* dy_coeffs, int k, int channel)
+        : dy(static_cast<const T*>(dy)), x(static_cast<const T*>(dy_x)), a(channels<8>(dy_coeffs + channel)), b(channels<8>(dy_coeffs + k + channel)) {
+        const Values<8> mean = channels<8>(dy_coeffs + 2 * k + channel);
+        shift = channels<8>(dy_coeffs + 3 * k + channel);
+        // a*dy + (b*dy_x + (c - b*mean))
 #pragma unroll
-        for (int i = 0; i < 8; ++i) c[i] = fmaf(-b[i], mean[i], c[i]);
+        for (int i = 0; i < 8; ++i) shift[i] = fmaf(-b[i], mean[i], shift[i]);
     }
-    // from: in dy.
-    __device__ Raw read(const T* from) const {
-        Raw raw;
-        raw.dy = *reinterpret_cast<const uint4*>(from);
-        if (DEFERRED) raw.x = *reinterpret_cast<const uint4*>(x + (from - dy));
-        return raw;
-    }
+    // from: in dy; dy_x has its chunk at the same place.
+    __device__ Raw read(const T* from) const { return {*reinterpret_cast<const uint4*>(from), *reinterpret_cast<const uint4*>(x + (from - dy))}; }
     __device__ uint4 chunk(const Raw& raw) const {
-        if (!DEFERRED) return raw.dy;
         Values<8> value = unpacked<T>(raw.dy);
-        const Values<8> in = unpacked<T>(raw.x);
+        const Values<8> other = unpacked<T>(raw.x);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) value[i] = fmaf(a[i], value[i], fmaf(b[i], in[i], c[i]));
+        for (int i = 0; i < 8; ++i) value[i] = fmaf(a[i], value[i], fmaf(b[i], other[i], shift[i]));
         return packed<false, T>(value);
     }
 };

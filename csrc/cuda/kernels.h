@@ -24,6 +24,8 @@ Status launch_bn_relu_conv2d_bwd(const BnReluConv2dBwd&);
 Status launch_bn_relu_conv2d_dgrad(const BnReluConv2dBwd&);
 Status launch_bn_relu_conv2d_dgrad_window(const BnReluConv2dBwd&);
 Status launch_bn_relu_conv2d_wgrad(const BnReluConv2dBwd&);
+// For convolutions that are not pointwise; the former calls it.
+Status launch_bn_relu_conv2d_wgrad_window(const BnReluConv2dBwd&);
 Status launch_bn_relu_conv2d_wgrad_sum(const BnReluConv2dBwd&);
 
 // One tile of statistics, (count, mean, m2), from many.

@@ -5,34 +5,39 @@
 
 namespace fused_preact::cuda {
 
-// Chunks of a slab of an activation's channels, on their way into registers: the prologue works there.
-template <class T, class S>
+// Chunks of a slab of an activation's channels, on their way into registers: the prologue works there. Raw: what is read for a chunk.
+template <class T, class S, class Raw = uint4>
 struct PixelLoader {
     using Thread = Walk<S::THREADS, S::PIXELS, S::In::CHUNKS>;
     Thread thread;
     const T* x;
     int64_t pixels;
     int channels;
-    uint4 chunks[Thread::COUNT];
+    Raw chunks[Thread::COUNT];
 
     __device__ PixelLoader(const void* x, int64_t pixels, int channels) : x(static_cast<const T*>(x)), pixels(pixels), channels(channels) {}
 
-    // Whether the activation has the thread's channels.
-    __device__ bool inside(int slab) const { return slab * S::SLAB + 8 * thread.chunk < channels; }
+    // The thread's first, and whether the activation has it.
+    __device__ int channel(int slab) const { return slab * S::SLAB + 8 * thread.chunk; }
+    __device__ bool inside(int slab) const { return channel(slab) < channels; }
 
     // Pixels beyond the last give zeros.
     __device__ void start(int64_t tile, int slab) {
+        start(tile, slab, [](const T* from) { return *reinterpret_cast<const uint4*>(from); });
+    }
+    template <class Read>
+    __device__ void start(int64_t tile, int slab, Read&& read) {
         if (!inside(slab)) return;
         const int64_t first = tile * S::PIXELS;
-        const T* from = x + (first + thread.row) * channels + slab * S::SLAB + 8 * thread.chunk;
+        const T* from = x + (first + thread.row) * channels + channel(slab);
         const int step = Thread::STEP * channels;
         if (first + S::PIXELS <= pixels) {
 #pragma unroll
-            for (int i = 0; i < Thread::COUNT; ++i) chunks[i] = *reinterpret_cast<const uint4*>(from + i * step);
+            for (int i = 0; i < Thread::COUNT; ++i) chunks[i] = read(from + i * step);
         } else {
             const int left = int(pixels - first) - thread.row;
 #pragma unroll
-            for (int i = 0; i < Thread::COUNT; ++i) chunks[i] = i * Thread::STEP < left ? *reinterpret_cast<const uint4*>(from + i * step) : uint4{};
+            for (int i = 0; i < Thread::COUNT; ++i) chunks[i] = i * Thread::STEP < left ? read(from + i * step) : Raw{};
         }
     }
 };

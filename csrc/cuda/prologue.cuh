@@ -38,15 +38,15 @@ struct NormVectors {
     }
 };
 
-// The loaded chunks into a slab in shared memory, each through `each`; zeros where x has no channels.
-template <class T, class S, class Each>
-__device__ inline void store_slab(char* slab, const PixelLoader<T, S>& loader, bool inside, Each&& each) {
-    using Thread = typename PixelLoader<T, S>::Thread;
+// The loaded chunks into a slab in shared memory, each through `each`(chunk, its row from the thread's first on); zeros where x has no channels.
+template <class T, class S, class Raw, class Each>
+__device__ inline void store_slab(char* slab, const PixelLoader<T, S, Raw>& loader, bool inside, Each&& each) {
+    using Thread = typename PixelLoader<T, S, Raw>::Thread;
     char* const to = slab + S::In::at(loader.thread.row, loader.thread.chunk);
     auto put = [&](int i, uint4 chunk) { *reinterpret_cast<uint4*>(to + i * Thread::STEP * S::In::BYTES) = chunk; };
     if (inside) {
 #pragma unroll
-        for (int i = 0; i < Thread::COUNT; ++i) put(i, each(loader.chunks[i]));
+        for (int i = 0; i < Thread::COUNT; ++i) put(i, each(loader.chunks[i], i * Thread::STEP));
     } else {
 #pragma unroll
         for (int i = 0; i < Thread::COUNT; ++i) put(i, uint4{});
@@ -79,11 +79,16 @@ __device__ inline uint4 activated(uint4 raw, const Values<8>& scale, const Value
 }
 
 template <class T, class S>
+__device__ inline void apply_prologue(Prologue prologue, char* to, const PixelLoader<T, S>& loader, bool inside, const Values<8>& scale, const Values<8>& shift) {
+    with_prologue(prologue, [&](auto p) { store_slab(to, loader, inside, [&](uint4 chunk, int) { return activated<p(), T>(chunk, scale, shift); }); });
+}
+
+template <class T, class S>
 __device__ inline void apply_prologue(Prologue prologue, char* to, const PixelLoader<T, S>& loader, int slab, const NormVectors<T, S>& vectors) {
     const bool inside = loader.inside(slab);
     Values<8> scale, shift;
     if (inside && prologue != Prologue::none) vectors.get(slab * S::In::CHUNKS + loader.thread.chunk, scale, shift);
-    with_prologue(prologue, [&](auto p) { store_slab(to, loader, inside, [&](uint4 chunk) { return activated<p(), T>(chunk, scale, shift); }); });
+    apply_prologue(prologue, to, loader, inside, scale, shift);
 }
 
 // Where a window's chunks come from: z from x. The thread has the channels from `channel` on.

@@ -76,8 +76,9 @@ struct AnyWindow {
     template <class Body>
     __device__ void each_tap(int phase, Body&& body) const {
         const Window::Phase& own = w.phase[phase];
-        for (int i = own.first; i < own.first + own.taps; ++i) body((w.taps[i].y * w.x.extent + column_of(w.taps[i].x)) * S::In::BYTES, w.taps[i].weight);
+        for (int i = own.first; i < own.first + own.taps; ++i) body(offset_of(i), w.taps[i].weight);
     }
+    __device__ int offset_of(int tap) const { return (w.taps[tap].y * w.x.extent + column_of(w.taps[tap].x)) * S::In::BYTES; }
 
     template <class T, class Read, class Store>
     __device__ void fill(const Image<T>& image, int y, int x, Read&& read, Store&& store) const {

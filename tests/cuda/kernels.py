@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fused_preact.backends.cuda.tiles import Axis, ConvTile, Problem
+from fused_preact.backends.cuda.wgrad_tiles import WgradTile
 from fused_preact.backends.layout import conv_out_shape
 from tests.ptxsim.build import missing
 from tests.ptxsim.simulator import Launch, simulator
@@ -25,13 +26,25 @@ KERNELS = {
     "bn_finalize": ("tiles channels frozen cumulative momentum eps", "stats gamma beta", "running_mean running_var num_batches_tracked bn"),
     "bn_coeffs": ("tiles channels pitch", "sums bn", "coeffs dgamma dbeta"),
     "bn_relu_conv2d_fwd": ("dtype conv tile pitch relu tiles", "x bn weight bias residual", "y stats"),
+    "bn_relu_conv2d_bwd": (
+        "dtype conv dgrad wgrad pitch relu emit tiles taps_last",
+        "dy dy_x dy_coeffs x bn weight add_dz coeffs residual_grad",
+        "out sums parts dweight",
+    ),
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-DEFAULTS = {"frozen": False, "cumulative": False, "relu": True, "momentum": 0.0}
+DEFAULTS = {"frozen": False, "cumulative": False, "relu": True, "momentum": 0.0, "emit": "none", "taps_last": False, "tiles": 1}
+DEFAULTS |= {"dgrad": ConvTile(0, 0, 0, 0, 0), "wgrad": WgradTile(0, 0, 0, 0, 0)}
 
 
 def run(name: str, config: dict | None = None, **given: object) -> Launch:
     """Launches a kernel and says what it did; whatever the simulator objects to fails the test. A pitch is the number of channels."""
+    (done,) = run_all(name, config, **given)
+    return done
+
+
+def run_all(name: str, config: dict | None = None, **given: object) -> list[Launch]:
+    """The same for what launches several kernels."""
     from fused_preact import _cuda
     from fused_preact.backends.cuda import launch
 
@@ -41,6 +54,8 @@ def run(name: str, config: dict | None = None, **given: object) -> Launch:
         torch.dtype: launch.DTYPES.get,
         Problem: lambda t: _cuda.Conv(*t),
         ConvTile: lambda t: _cuda.ConvTile(*t),
+        WgradTile: lambda t: _cuda.WgradTile(*t),
+        str: lambda name: getattr(_cuda.Emit, name),
         tuple: lambda t: _cuda.Grid(*t),
     }
     channels = given["conv"].c if "conv" in given else given.get("channels")
@@ -49,8 +64,7 @@ def run(name: str, config: dict | None = None, **given: object) -> Launch:
     numbers = [next((make(given[n]) for kind, make in native.items() if isinstance(given[n], kind)), given[n]) for n in numbers]
     tensors = ({n: given.get(n) for n in names} for names in (reads, writes))
     launch.launch(getattr(_cuda, name), torch.empty(0), *numbers, **dict(zip(("reads", "writes"), tensors, strict=True)))
-    (done,) = sim.launches()
-    return done
+    return sim.launches()
 
 
 def problem(x: Sequence[int], weight: Sequence[int], *conv: Sequence[int]) -> Problem:

@@ -57,13 +57,16 @@ class Given:
         done = run("bn_relu_conv2d_fwd", config, dtype=self.dtype, conv=self.problem, tile=tile, relu=relu, **fields)
         return y, stats, done
 
-    def reference(self, dtype, relu=True, norm=True):
+    def z(self, dtype, relu, norm):
+        """Rounded to the activation's dtype, as every backend does."""
         z = self.x.to(dtype)
         if norm:
             z = EAGER.bn_relu(z, self.bn.double() if dtype == torch.float64 else self.bn, relu)
-        # z is rounded to the activation's dtype, as every backend does.
+        return z.to(self.dtype).to(dtype)
+
+    def reference(self, dtype, relu=True, norm=True):
         bias = None if self.bias is None else self.bias.to(dtype)
-        y = F.conv2d(z.to(self.dtype).to(dtype), self.weight.to(dtype), bias, *self.geometry)
+        y = F.conv2d(self.z(dtype, relu, norm), self.weight.to(dtype), bias, *self.geometry)
         return y if self.residual is None else y + self.residual.to(dtype)
 
     def assert_y(self, y, **how):

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from fused_preact.backends.cuda.environment import Device
-from fused_preact.backends.cuda.tiles import Problem
+from fused_preact.backends.cuda.tiles import MOST_PHASES, MOST_TAPS, Problem, _padded, _parts, window_side
 
 
 class WgradTile(NamedTuple):
@@ -16,6 +16,30 @@ class WgradTile(NamedTuple):
     shared: int
 
 
+class Shape(NamedTuple):
+    """Of a block of a kernel: its tile of output pixels, output and input channels."""
+
+    height: int
+    width: int
+    k: int
+    c: int
+
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+
+# What csrc/cuda/bn_relu_conv2d_wgrad.cu is compiled for. More channels would leave too few blocks where the pixels are few.
+FLAT = (Shape(1, 128, 16, 64), Shape(1, 128, 64, 16), Shape(1, 128, 32, 64), Shape(1, 128, 64, 32), Shape(1, 64, 64, 64))
+# bn_relu_conv2d_wgrad_window.cu: for 3x3 taps without stride and dilation, and for any.
+WINDOW_3X3 = (Shape(32, 8, 16, 16), Shape(8, 8, 32, 32), Shape(16, 8, 32, 32))
+WINDOW_ANY = (Shape(8, 8, 32, 32),)
+# Taps of a block.
+GROUP = 9
+# Blocks of any of them that share a multiprocessor's registers. At most 26 KB of shared memory, but for wide windows.
+RESIDENT = 2
+
+
 def shared(parts: int) -> WgradTile:
     """Where each of so many blocks of the input's gradient gives a part."""
     return WgradTile(0, 0, 0, parts, 0)
@@ -23,4 +47,52 @@ def shared(parts: int) -> WgradTile:
 
 def wgrad_tile(p: Problem, device: Device) -> WgradTile | None:
     """None if no tile fits the device."""
-    return None
+    if p.pointwise:
+        shape = next((s for s in FLAT if s.k >= min(p.k, FLAT[-1].k) and s.c >= min(p.c, FLAT[-1].c)))
+        tiles = _parts(p.n * p.y.out * p.x.out, shape.pixels)
+        return WgradTile(shape.pixels, shape.k, shape.c, _parts_of(p, shape, tiles, device), flat_wgrad_bytes(shape))
+    if p.taps > MOST_TAPS or p.y.stride * p.x.stride > MOST_PHASES:
+        return None
+    shape = _window_shape(p)
+    shared = window_wgrad_bytes(p, shape)
+    if shared > device.shared_limit:
+        return None
+    tiles = p.n * _parts(p.y.out, shape.height) * _parts(p.x.out, shape.width)
+    return WgradTile(shape.pixels, shape.k, shape.c, _parts_of(p, shape, tiles, device), shared)
+
+
+def flat_wgrad_bytes(shape: Shape) -> int:
+    """dy and z of a tile."""
+    return 2 * shape.pixels * (shape.k + shape.c)
+
+
+def window_wgrad_bytes(p: Problem, shape: Shape) -> int:
+    """dy of a tile, and the window of z."""
+    return 2 * shape.pixels * shape.k + window_side(p.y, shape.height) * window_side(p.x, shape.width) * _padded(shape.c)
+
+
+def _window_shape(p: Problem) -> Shape:
+    narrow, low, high = WINDOW_3X3
+    if not p.dense_3x3:
+        return WINDOW_ANY[0]
+    if max(p.k, p.c) <= narrow.k:
+        return narrow
+    return low if p.y.out <= low.height else high
+
+
+def _parts_of(p: Problem, shape: Shape, tiles: int, device: Device) -> int:
+    """How many blocks share out the tiles.
+
+    All that the device has at once, if their parts, which are written and read again with 4 bytes an element, stay a quarter of the
+    activations. Where they don't, blocks for half the multiprocessors: more would take longer to add up than they save. A 3x3 convolution of
+    128 images on 132 multiprocessors: 16 to 16 channels of 32x32 has 171 parts of 9 KB, 3 tiles each; 32 to 32 of 16x16 64 parts of 37 KB;
+    64 to 64 of 8x8 16 parts of 147 KB, each from 4 blocks.
+    """
+    blocks_of_part = _parts(p.k, shape.k) * _parts(p.c, shape.c) * _parts(p.taps, GROUP)
+    part = 4 * p.k * p.taps * p.c
+    activations = 2 * p.n * (p.y.size * p.x.size * p.c + p.y.out * p.x.out * p.k)
+    most = _parts(device.multiprocessors * RESIDENT, blocks_of_part)
+    enough = _parts(device.multiprocessors // 2, blocks_of_part)
+    parts = min(tiles, most, max(enough, activations // 4 // part))
+    # As even as they can be.
+    return _parts(tiles, _parts(tiles, parts))

@@ -1,0 +1,184 @@
+// Parts of dweight = conv_wgrad(dy, relu(bn(x))) for convolutions whose outputs read a window of pixels:
+// dweight[k][tap][c] = sum over outputs p of dy[p][k] * z[p*stride + tap][c].
+#include "gradient.cuh"
+#include "kernels.h"
+#include "launch.cuh"
+#include "prologue.cuh"
+#include "wgrad.cuh"
+#include "window.cuh"
+
+namespace fused_preact::cuda {
+namespace {
+
+// A tile of dy; zeros outside, where a deferred one would be c - b*mean.
+template <bool DEFERRED, class T, class S>
+__device__ inline void stage_gradient(char* staged, const BnReluConv2dBwd& args, const Outputs<S>& outputs, int first) {
+    if constexpr (!DEFERRED) {
+        copy_output_like<T, S>(staged, args.dy, outputs, first, args.conv.k);
+    } else {
+        using Source = Gradient<T, true>;
+        const Walk<S::THREADS, S::PIXELS, S::Out::CHUNKS> thread;
+        const int channel = first + 8 * thread.chunk, step = outputs.template step<decltype(thread)>();
+        const bool has = channel < args.conv.k;
+        const Source source(args.dy, args.dy_x, args.dy_coeffs, args.conv.k, has ? channel : 0);
+        const T* const from = static_cast<const T*>(args.dy) + outputs.at(thread, channel);
+        typename Source::Raw raw[thread.COUNT];
+        auto inside = [&](int i) { return has && outputs.has(thread.row + i * thread.STEP); };
+#pragma unroll
+        for (int i = 0; i < thread.COUNT; ++i)
+            if (inside(i)) raw[i] = source.read(from + int64_t(i) * step);
+#pragma unroll
+        for (int i = 0; i < thread.COUNT; ++i)
+            *reinterpret_cast<uint4*>(staged + S::Out::at(thread.row, thread.chunk) + i * thread.STEP * S::Out::BYTES) = inside(i) ? source.chunk(raw[i]) : uint4{};
+    }
+}
+
+// The group's taps, wherever in the window: each reads its own pixels.
+template <class T, class S>
+struct AnyTaps {
+    using Geometry = AnyWindow<S>;
+    Geometry geometry;
+    int count, offsets[S::TAPS];
+
+    __device__ AnyTaps(const Geometry& geometry, int first) : geometry(geometry), count(min(geometry.taps() - first, S::TAPS)) {
+#pragma unroll
+        for (int tap = 0; tap < S::TAPS; ++tap) offsets[tap] = tap < count ? geometry.offset_of(first + tap) : 0;
+    }
+
+    __device__ void multiply(WgradSums<S>& sums, const char* dy, const char* window) const {
+        constexpr int STEPS = S::PIXELS / 16 / S::SHARES;
+        const WgradWarp<S> warp;
+        const int first = warp.share * STEPS * 16, next_rows = geometry.next_rows();
+        const uint32_t a_at = shared_address(dy) + S::Out::at(first + first_operand_row(warp.lane), warp.k / 8 + first_operand_chunk(warp.lane));
+        const uint32_t b_at = shared_address(window) + S::In::at(geometry.row_of(first + second_operand_row(warp.lane)), warp.c / 8 + second_operand_chunk(warp.lane));
+#pragma unroll 1
+        for (int step = 0; step < STEPS; ++step) {
+            uint32_t a[4];
+            load_transposed(a, a_at + step * 16 * S::Out::BYTES);
+#pragma unroll
+            for (int tap = 0; tap < S::TAPS; ++tap) {
+                if (tap >= count) break;
+                uint32_t b[4];
+                load_transposed(b, b_at + step * next_rows + offsets[tap]);
+                multiply_add(sums[tap][0][0], a, b[0], b[1], T{});
+                multiply_add(sums[tap][0][1], a, b[2], b[3], T{});
+            }
+        }
+    }
+};
+
+// 3x3 taps, without stride and dilation, over rows of 8 outputs. What is loaded of two rows of the window serves all three rows of taps: with the
+// outputs of the same rows, of those one row above, and of those two rows above, whose dy is still in registers.
+template <class T, class S>
+struct Taps3x3 {
+    using Geometry = Window3x3<S, false>;
+    static_assert(S::WIDTH == 8 && S::TAPS == 9);
+
+    __device__ Taps3x3(const Geometry&, int) {}
+
+    __device__ void multiply(WgradSums<S>& sums, const char* dy, const char* window) const {
+        constexpr int PAIRS = S::HEIGHT / 2 / S::SHARES;
+        const WgradWarp<S> warp;
+        const int row = warp.share * PAIRS * 2, pixel = second_operand_row(warp.lane);
+        const uint32_t a_at = shared_address(dy) + S::Out::at(row * 8 + first_operand_row(warp.lane), warp.k / 8 + first_operand_chunk(warp.lane));
+        const uint32_t b_at =
+            shared_address(window) + S::In::at((row + pixel / 8) * Geometry::WIDTH + pixel % 8, warp.c / 8 + second_operand_chunk(warp.lane));
+        uint32_t above[4]{};
+#pragma unroll
+        for (int pair = 0; pair <= PAIRS; ++pair) {
+            uint32_t own[4]{};
+            if (pair < PAIRS) load_transposed(own, a_at + pair * 16 * S::Out::BYTES);
+            const uint32_t between[4] = {above[2], above[3], own[0], own[1]};
+#pragma unroll
+            for (int tap = 0; tap < 3; ++tap) {
+                uint32_t b[4];
+                load_transposed(b, b_at + (pair * 2 * Geometry::WIDTH + tap) * S::In::BYTES);
+#pragma unroll
+                for (int j = 0; j < 2; ++j) {
+                    if (pair < PAIRS) multiply_add(sums[tap][0][j], own, b[2 * j], b[2 * j + 1], T{});
+                    multiply_add(sums[3 + tap][0][j], between, b[2 * j], b[2 * j + 1], T{});
+                    if (pair > 0) multiply_add(sums[6 + tap][0][j], above, b[2 * j], b[2 * j + 1], T{});
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < 4; ++i) above[i] = own[i];
+        }
+    }
+};
+
+// Blocks take tiles of outputs in turn, for their channels of both and their taps.
+template <class T, class S, class Taps, bool DEFERRED>
+__global__ void __launch_bounds__(S::THREADS, S::RESIDENT)
+    bn_relu_conv2d_wgrad_window_kernel(const __grid_constant__ BnReluConv2dBwd args, const __grid_constant__ Window host_window) {
+    extern __shared__ uint4 memory[];
+    char *const staged = reinterpret_cast<char*>(memory), *const window = staged + S::WINDOW_AT;
+    const typename Taps::Geometry geometry{host_window};
+    const Conv& conv = args.conv;
+    const Axis &down = conv.y, &across = conv.x;
+    const int slabs = (conv.c + S::C - 1) / S::C, first_tap = blockIdx.z / slabs * S::TAPS, first_k = blockIdx.y * S::K, first_c = blockIdx.z % slabs * S::C;
+    const int channel = first_c + threadIdx.x % S::In::CHUNKS * 8, tiles = conv.n * ((down.out + S::HEIGHT - 1) / S::HEIGHT) * ((across.out + S::WIDTH - 1) / S::WIDTH);
+    const bool has = channel < conv.c;
+    const Prologue prologue = prologue_of(args.bn, args.relu);
+    const Taps taps(geometry, first_tap);
+
+    WgradSums<S> sums{};
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        const TileAt at = TileAt::of<S>(tile, down.out, across.out);
+        const Outputs<S> outputs{((int64_t(at.image) * down.out + at.y) * across.out + at.x) * conv.k, across.out * conv.k, conv.k,
+                                 min(down.out - at.y, S::HEIGHT), min(across.out - at.x, S::WIDTH)};
+        const Image<T> image{static_cast<const T*>(args.x) + int64_t(at.image) * down.in * across.in * conv.c + channel, has ? down.in : 0, across.in, conv.c};
+        stage_gradient<DEFERRED, T>(staged, args, outputs, first_k);
+        with_prologue(prologue, [&](auto p) {
+            fill_window<T, S>(window, geometry, image, at, Activation<T, p()>(args.bn, args.bn_pitch, has ? channel : 0));
+        });
+        wait_for_copies();
+        __syncthreads();
+        taps.multiply(sums, staged, window);
+        __syncthreads();
+    }
+    add_shares<S>(sums, memory);
+    store_part<S>(args.parts + int64_t(blockIdx.x) * conv.k * conv.taps() * conv.c, sums, conv, first_k, first_c, first_tap);
+}
+
+// Of the shapes of fused_preact/backends/cuda/wgrad_tiles.py, the one of this tile. body(shape, Taps of T)
+template <class T, class Body>
+bool with_shape(const BnReluConv2dBwd& args, Body&& body) {
+    const WgradTile& tile = args.wgrad;
+    auto is = [&](auto shape, auto taps, bool fits) {
+        using S = decltype(shape);
+        const bool same = fits && tile.pixels == S::PIXELS && tile.k == S::K && tile.c == S::C;
+        if (same) body(shape, taps);
+        return same;
+    };
+    auto is_3x3 = [&](auto shape) { return is(shape, Type<Taps3x3<T, decltype(shape)>>{}, args.conv.dense_3x3()); };
+    auto is_any = [&](auto shape) { return is(shape, Type<AnyTaps<T, decltype(shape)>>{}, !args.conv.dense_3x3()); };
+    return is_3x3(WindowWgradShape<32, 8, 16, 16, 1, 1, 4>{}) || is_3x3(WindowWgradShape<16, 8, 32, 32, 2, 2, 1>{}) ||
+           is_3x3(WindowWgradShape<8, 8, 32, 32, 2, 2, 1>{}) || is_any(WindowWgradShape<8, 8, 32, 32, 2, 2, 1>{});
+}
+
+template <class T, bool DEFERRED>
+Status launch(const BnReluConv2dBwd& args, cudaStream_t stream) {
+    Status status{"no kernel was compiled for the tile"};
+    with_shape<T>(args, [&](auto shape, auto taps) {
+        using S = decltype(shape);
+        const Window window = window_of(args.conv, S::HEIGHT, S::WIDTH);
+        const int groups = (args.conv.taps() + S::TAPS - 1) / S::TAPS;
+        const dim3 blocks(args.wgrad.parts, (args.conv.k + S::K - 1) / S::K, (args.conv.c + S::C - 1) / S::C * groups);
+        static SharedMemoryLimit limit;
+        status = launch_with_memory(bn_relu_conv2d_wgrad_window_kernel<T, S, typename decltype(taps)::type, DEFERRED>, limit, args.target.device, blocks, S::THREADS,
+                                    args.wgrad.shared, S::bytes(window.y.extent * window.x.extent), stream, args, window);
+    });
+    return status;
+}
+
+}  // namespace
+
+Status launch_bn_relu_conv2d_wgrad_window(const BnReluConv2dBwd& args) {
+    if (!has_window(args.conv)) return {"the convolution has more taps or phases than a window"};
+    return on_halves(args.target, args.dtype, [&](auto t, cudaStream_t stream) {
+        using T = decltype(t);
+        return args.dy_coeffs ? launch<T, true>(args, stream) : launch<T, false>(args, stream);
+    });
+}
+
+}  // namespace fused_preact::cuda

@@ -1,0 +1,123 @@
+// What the kernels of a weight's gradient share: the tile of a block, the place of a warp in it, and how sums become a part of the gradient.
+#pragma once
+#include "conv_shape.cuh"
+#include "records.h"
+
+namespace fused_preact::cuda {
+
+// A block computes K x C of the gradient, for TAPS taps at a time, from HEIGHT x WIDTH output pixels at a time. Its warps share out output
+// channels (DOWN), input channels (ACROSS) and pixels (SHARES). A warp has ROWS tiles of 16 output channels, COLUMNS of 8 input channels.
+template <int HEIGHT_, int WIDTH_, int K_, int C_, int TAPS_, int DOWN_, int ACROSS_, int SHARES_>
+struct WgradShape {
+    static constexpr int HEIGHT = HEIGHT_, WIDTH = WIDTH_, PIXELS = HEIGHT * WIDTH, K = K_, C = C_, TAPS = TAPS_;
+    static constexpr int DOWN = DOWN_, ACROSS = ACROSS_, SHARES = SHARES_;
+    // Blocks that share a multiprocessor's registers: few, with sums of many channels, and the next tile in registers.
+    static constexpr int RESIDENT = 2;
+    static constexpr bool FLAT = HEIGHT == 1;
+    static constexpr int THREADS = 32 * DOWN * ACROSS * SHARES, ROWS = K / (16 * DOWN), COLUMNS = C / (8 * ACROSS);
+    // Of dy.
+    using Out = Swizzled<K>;
+    static constexpr int OUT_BYTES = PIXELS * Out::BYTES;
+    // Sums of half the warps, on their way to the others.
+    static constexpr int SUMS = TAPS * ROWS * COLUMNS, SUMS_BYTES = SHARES / 2 * DOWN * ACROSS * SUMS * 32 * 16;
+    static_assert(K % (16 * DOWN) == 0 && C % (16 * ACROSS) == 0 && PIXELS % (16 * SHARES) == 0 && (SHARES & (SHARES - 1)) == 0);
+};
+
+// Of a pointwise convolution, whose pixels are a list. Shared memory: dy, z.
+template <int PIXELS_, int K_, int C_, int DOWN_, int ACROSS_, int SHARES_>
+struct FlatWgradShape : WgradShape<1, PIXELS_, K_, C_, 1, DOWN_, ACROSS_, SHARES_> {
+    using Base = WgradShape<1, PIXELS_, K_, C_, 1, DOWN_, ACROSS_, SHARES_>;
+    // An operand, in the words of the loader.
+    template <int CHANNELS>
+    struct Operand {
+        static constexpr int THREADS = Base::THREADS, PIXELS = PIXELS_, SLAB = CHANNELS;
+        using In = Swizzled<CHANNELS>;
+    };
+    using Dy = Operand<K_>;
+    using X = Operand<C_>;
+    static constexpr int IN_AT = Base::OUT_BYTES, BYTES = IN_AT + PIXELS_ * X::In::BYTES;
+    static_assert(BYTES >= Base::SUMS_BYTES);
+};
+
+// Of a convolution that reads a window of pixels. Shared memory: dy, and the window of z.
+template <int HEIGHT_, int WIDTH_, int K_, int C_, int DOWN_, int ACROSS_, int SHARES_>
+struct WindowWgradShape : WgradShape<HEIGHT_, WIDTH_, K_, C_, 9, DOWN_, ACROSS_, SHARES_> {
+    using Base = WgradShape<HEIGHT_, WIDTH_, K_, C_, 9, DOWN_, ACROSS_, SHARES_>;
+    using In = Padded<C_>;
+    static constexpr int WINDOW_AT = Base::OUT_BYTES;
+    // A warp has one tile of 16 output channels x 16 input channels: so many sums fit its registers.
+    static_assert(Base::ROWS == 1 && Base::COLUMNS == 2 && HEIGHT_ % (2 * SHARES_) == 0);
+    // A window has at least a pixel for each output.
+    static_assert(WINDOW_AT + Base::PIXELS * In::BYTES >= Base::SUMS_BYTES);
+
+    static constexpr int bytes(int window_pixels) { return WINDOW_AT + window_pixels * In::BYTES; }
+};
+
+// Where a warp's sums lie in the block's, and which share of the pixels it takes.
+template <class S>
+struct WgradWarp {
+    int lane, tile, share, k, c;
+
+    __device__ WgradWarp() : lane(threadIdx.x % 32), tile(threadIdx.x / 32 % (S::DOWN * S::ACROSS)), share(threadIdx.x / 32 / (S::DOWN * S::ACROSS)) {
+        k = tile / S::ACROSS * S::ROWS * 16;
+        c = tile % S::ACROSS * S::COLUMNS * 8;
+    }
+};
+
+// Of the mma's layout: sum i of 16x8 is output channel lane/4 + 8*(i/2), input channel 2*(lane%4) + i%2.
+template <class S>
+using WgradSums = float[S::TAPS][S::ROWS][S::COLUMNS][4];
+
+// Rows are pixels in both operands. Offsets of a lane's row for ldmatrix: 16 pixels of 16 output channels as mma's first operand, transposed;
+// pixels and chunk of 16 input channels as its second.
+__device__ inline int first_operand_row(int lane) { return lane % 8 + lane / 16 * 8; }
+__device__ inline int first_operand_chunk(int lane) { return lane / 8 % 2; }
+__device__ inline int second_operand_row(int lane) { return lane % 16; }
+__device__ inline int second_operand_chunk(int lane) { return lane / 16; }
+
+// Warps that share the pixels add up in pairs, in a fixed order; the first share has the result. All threads must come.
+template <class S>
+__device__ inline void add_shares(WgradSums<S>& sums, void* memory) {
+    const WgradWarp<S> warp;
+    float4* const own = static_cast<float4*>(memory) + warp.lane;
+    auto each = [&](int slot, auto&& body) {
+#pragma unroll
+        for (int i = 0; i < S::SUMS; ++i)
+            body(own[((slot * S::DOWN * S::ACROSS + warp.tile) * S::SUMS + i) * 32], sums[i / (S::ROWS * S::COLUMNS)][i / S::COLUMNS % S::ROWS][i % S::COLUMNS]);
+    };
+#pragma unroll
+    for (int half = S::SHARES / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (warp.share >= half && warp.share < 2 * half) each(warp.share - half, [](float4& slot, const float(&sum)[4]) { slot = {sum[0], sum[1], sum[2], sum[3]}; });
+        __syncthreads();
+        if (warp.share < half)
+            each(warp.share, [](const float4& slot, float(&sum)[4]) {
+                const float4 other = slot;
+                sum[0] += other.x, sum[1] += other.y, sum[2] += other.z, sum[3] += other.w;
+            });
+    }
+}
+
+// To part [k][taps][c], from output channel `first_k`, input channel `first_c` and tap `first_tap` on; what is beyond the last is left out.
+template <class S>
+__device__ inline void store_part(float* part, const WgradSums<S>& sums, const Conv& conv, int first_k, int first_c, int first_tap) {
+    const WgradWarp<S> warp;
+    if (warp.share > 0) return;
+    // Channels come in whole 8, so that either all lanes are inside or none.
+    const int k = first_k + warp.k, c = first_c + warp.c, taps = conv.taps();
+    float* const own = part + (int64_t(k + warp.lane / 4) * taps + first_tap) * conv.c + c + 2 * (warp.lane % 4);
+#pragma unroll
+    for (int row = 0; row < 2 * S::ROWS; ++row) {
+        if (k + 8 * row >= conv.k) break;
+#pragma unroll
+        for (int tap = 0; tap < S::TAPS; ++tap) {
+            if (first_tap + tap >= taps) break;
+            float* const to = own + (int64_t(8 * row) * taps + tap) * conv.c;
+#pragma unroll
+            for (int j = 0; j < S::COLUMNS; ++j)
+                if (c + 8 * j < conv.c) *reinterpret_cast<float2*>(to + 8 * j) = {sums[tap][row / 2][j][row % 2 * 2], sums[tap][row / 2][j][row % 2 * 2 + 1]};
+        }
+    }
+}
+
+}  // namespace fused_preact::cuda
