@@ -43,14 +43,24 @@ def backends(kind: Kind, t: Tensors) -> tuple[str, str]:
     return "cuda", register_composed(two_dgrads(kind.unit, t.x.shape, t.params[2].shape))
 
 
+# In autograd's Functions nobody differentiates: primitives are called, and not their operators.
+@torch.no_grad()
 def fwd(backend: str, kind: Kind, t: Tensors, keep: bool = True, stats: Tensor | None = None, want_stats: bool = True) -> tuple:
     return composed.unit_fwd(kind.unit, t.x, stats, t.projection, t.params, t.buffers, keep, want_stats, backend)
 
 
+@torch.no_grad()
 def bwd(backend: str, kind: Kind, t: Tensors, bns: Tensor, inner: tuple[Tensor, ...], needs: Needs | None = None) -> tuple:
     # Backward finds gamma and beta in bns.
     params = [p if i % 3 == 2 else None for i, p in enumerate(t.params)]
     return composed.unit_bwd(kind.unit, t.dy, t.x, bns, inner, t.projection, params, needs or all_of(kind), backend)
+
+
+def plan_of(kind: Kind, t: Tensors) -> object:
+    from fused_preact.backends.cuda.unit_plan import plan
+
+    weights = tuple((w.shape, w.stride()) for w in t.params[2::3])
+    return plan(kind.unit, t.x.dtype, t.x.shape, weights, None, True, None)
 
 
 def all_of(kind: Kind) -> Needs:
@@ -251,28 +261,32 @@ ACTIVATIONS = ("x", "y", "dy", "dx", "inner0", "inner1", "g0", "g1", "dz")
 SECTOR = 32
 
 
-@pytest.mark.parametrize(("w", "shape"), [(16, (4, 32, 32)), (64, (8, 8, 8))], ids=["stage1", "stage3"])
-def test_elements_moved_by_a_bottleneck(w, shape):
-    """At most 60w a pixel: 16w forward, and 44w backward."""
+# Of 60w the forward has 16w. Of wide layers several blocks read the same pixels, each for channels of its own.
+@pytest.mark.parametrize(("w", "shape", "most"), [(16, (4, 32, 32), 60), (64, (8, 8, 8), 90)], ids=["stage1", "stage3"])
+def test_elements_moved_by_a_bottleneck(w, shape, most):
+    """Of activations, a pixel."""
     kind = Kind(KINDS["bottleneck"].unit, (w, w, 4 * w))
     t = tensors(kind, shape=shape, c=4 * w)
     sectors = sum(count for launch in step(kind, t) for name, (count, _) in launch.global_.items() if name in ACTIVATIONS)
     n, height, width = shape
-    assert sectors * SECTOR / t.x.element_size() / (n * height * width) <= 60 * w
+    assert sectors * SECTOR / t.x.element_size() / (n * height * width) <= most * w
 
 
-@pytest.mark.parametrize("name", ["workspace", "bytes"])
-def test_the_workspace_is_small(name):
-    """Beside tensors that travel, backward has two gradients of inner activations."""
+def test_activations_in_the_workspace():
+    """Backward has the gradients of two inner activations, and what it computes again; pieces begin at lines and do not overlap."""
     kind = KINDS["bottleneck"]
-    t = tensors(kind, shape=(8, 32, 32))
-    from fused_preact.backends.cuda.unit import _plan
-
-    made = _plan(kind.unit, t.x, t.params[2::3], None)
-    pieces = {piece: size for piece, _, size in made.bwd_pieces[True]}
+    made = plan_of(kind, tensors(kind, shape=(8, 32, 32)))
     inner = 8 * 32 * 32 * kind.out[0] * 2
-    assert (pieces["g0"], pieces["g1"]) == (inner, inner)
-    assert not {"dz", "inner0"} & set(pieces)
+    again = {"inner0": inner, "inner1": inner}
+    for pieces, wanted in (
+        (made.fwd_pieces[True], {}),
+        (made.fwd_pieces[False], again),
+        (made.bwd_pieces[True], {"g0": inner, "g1": inner}),
+        (made.bwd_pieces[False], {"g0": inner, "g1": inner} | again),
+    ):
+        assert {name: size for name, _, size in pieces if name in ACTIVATIONS} == wanted
+        ends = [0, *(offset + size for _, offset, size in pieces)]
+        assert all(offset >= end and offset % 128 == 0 for (_, offset, _), end in zip(pieces, ends, strict=False))
 
 
 def refuse(**changes: object) -> str:
@@ -317,33 +331,40 @@ def test_refusals_are_sentences(words, changes):
     assert words in reason
 
 
-def test_a_launch_that_fails_names_its_layer(monkeypatch):
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        ("train", r"^layer 1 of a unit: bn_stats of 126 pixels x 32 channels failed on cuda:0: unspecified launch failure"),
+        (
+            "frozen",
+            r"^the projection of a unit: bn_relu_conv2d_fwd of 2 images of 9x7, 1x1, 32 channels to 64 failed on cuda:0: unspecified",
+        ),
+    ],
+)
+def test_a_launch_that_fails_names_its_layer(mode, words, monkeypatch):
+    """Here because memory is too small, which the simulator sees: that of the workspace, and of y."""
     from fused_preact.backends.cuda import unit
 
-    kind = KINDS["transition"]
+    kind = in_mode(KINDS["transition"], mode)
     t = tensors(kind)
-    monkeypatch.setattr(unit, "_cut", lambda workspace, pieces: {})
-    with pytest.raises(
-        RuntimeError, match=r"^layer 1 of a unit: bn_stats of 126 pixels x 32 channels failed on cuda:0: unspecified launch failure"
-    ):
+    launch_at = unit.launch_at
+
+    def with_less(call, like, *args, memory):
+        reads, writes = memory()
+        launch_at(call, like, *args, memory=lambda: (reads, writes | {"stats": None, "y": writes["y"][:1]}))
+
+    monkeypatch.setattr(unit, "launch_at", with_less)
+    with pytest.raises(RuntimeError, match=words):
         fwd("cuda", kind, copies(t))
-    with pytest.raises(RuntimeError, match=r"^layer 2 of a unit: bn_finalize of .* failed on cuda:0"):
-        fwd(
-            "cuda",
-            kind._replace(
-                unit=in_mode(kind, "frozen").unit._replace(layers=(in_mode(kind, "frozen").unit.layers[0], *kind.unit.layers[1:]))
-            ),
-            copies(t),
-        )
+    monkeypatch.undo()
+    fwd("cuda", kind, copies(t))
 
 
 def test_records_that_are_impossible():
     from fused_preact import _cuda
-    from fused_preact.backends.cuda.unit import _plan
 
     kind = KINDS["bottleneck"]
-    t = tensors(kind)
-    native = _plan(kind.unit, t.x, t.params[2::3], None).native
+    native = plan_of(kind, tensors(kind)).native
     with pytest.raises(ValueError, match="the unit's layers have other tensors"):
         native.fwd(0, 0, False, 0, 1, 0, 0, [1] * 12, [1, 1], 1, 1, 0, 1)
     with pytest.raises(ValueError, match="a tensor of the unit is missing"):
