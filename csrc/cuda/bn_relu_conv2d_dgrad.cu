@@ -20,7 +20,7 @@ __device__ inline void fill_slab(char* to, const Source& source, const T* dy, in
     char* const own = to + S::In::at(thread.row, thread.chunk);
 #pragma unroll
     for (int group = 0; group < Thread::COUNT; group += TOGETHER) {
-        typename Source::Raw raw[TOGETHER];
+        typename Source::Raw raw[TOGETHER]{};
 #pragma unroll
         for (int i = 0; i < TOGETHER; ++i)
             if ((group + i) * Thread::STEP < left) raw[i] = source.read(from + (group + i) * step);
@@ -38,18 +38,22 @@ __device__ inline void fill_x_and_z(char* x, char* z, const BnReluConv2dBwd& arg
     const bool inside = channel < args.conv.c;
     const T* const from = static_cast<const T*>(args.x) + outputs.at(thread, channel);
     const int step = outputs.template step<Thread>(), at = S::Out::at(thread.row, thread.chunk);
-    uint4 raw[Thread::COUNT];
-#pragma unroll
-    for (int i = 0; i < Thread::COUNT; ++i)
-        raw[i] = inside && outputs.has(thread.row + i * Thread::STEP) ? *reinterpret_cast<const uint4*>(from + i * step) : uint4{};
+    constexpr int TOGETHER = 2;
+    static_assert(Thread::COUNT % TOGETHER == 0);
     with_prologue(prologue_of(args.bn, args.relu), [&](auto p) {
-        const Activation<T, p()> source(args.bn, args.bn_pitch, inside ? channel : 0);
+        const Activation<T, p()> source(reloaded(args.bn), args.bn_pitch, inside ? channel : 0);
+        auto has = [&](int i) { return inside && outputs.has(thread.row + i * Thread::STEP); };
 #pragma unroll
-        for (int i = 0; i < Thread::COUNT; ++i) {
-            const int own = at + i * Thread::STEP * S::Out::BYTES;
-            const bool has = inside && outputs.has(thread.row + i * Thread::STEP);
-            *reinterpret_cast<uint4*>(x + own) = raw[i];
-            *reinterpret_cast<uint4*>(z + own) = has ? source.chunk(raw[i]) : uint4{};
+        for (int group = 0; group < Thread::COUNT; group += TOGETHER) {
+            uint4 raw[TOGETHER];
+#pragma unroll
+            for (int i = 0; i < TOGETHER; ++i) raw[i] = has(group + i) ? source.read(from + (group + i) * step) : uint4{};
+#pragma unroll
+            for (int i = 0; i < TOGETHER; ++i) {
+                const int own = at + (group + i) * Thread::STEP * S::Out::BYTES;
+                *reinterpret_cast<uint4*>(x + own) = raw[i];
+                *reinterpret_cast<uint4*>(z + own) = has(group + i) ? source.chunk(raw[i]) : uint4{};
+            }
         }
     });
 }

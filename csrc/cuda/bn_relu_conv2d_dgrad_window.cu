@@ -88,9 +88,9 @@ void with_shape(const BnReluConv2dBwd& args, Body&& body) {
         return is(shape, Type<AnyWindow<S>>{}, !args.conv.dense_3x3());
     };
     is_3x3(WindowGradShape<16, 16, 16, 16, false, 4, 1, 4>{}) || is_3x3(WindowGradShape<16, 16, 32, 32, false, 8, 1, 2>{}) ||
-        is_3x3(WindowGradShape<8, 8, 64, 64, false, 2, 4, 2>{}) || is_3x3(WindowGradShape<8, 16, 32, 64, true, 4, 2, 2>{}) ||
-        is_any(WindowGradShape<8, 16, 16, 32, false, 4, 1, 4>{}) || is_any(WindowGradShape<8, 16, 32, 32, false, 4, 1, 4>{}) ||
-        is_any(WindowGradShape<8, 16, 32, 64, false, 4, 2, 2>{}) || is_any(WindowGradShape<8, 16, 32, 64, true, 4, 2, 2>{});
+        is_3x3(WindowGradShape<8, 8, 64, 64, false, 2, 4, 2>{}) || is_3x3(WindowGradShape<8, 16, 32, 64, true, 4, 2, 1>{}) ||
+        is_any(WindowGradShape<8, 16, 16, 32, false, 4, 1, 3>{}) || is_any(WindowGradShape<8, 16, 32, 32, false, 4, 1, 3>{}) ||
+        is_any(WindowGradShape<8, 16, 32, 64, false, 4, 2, 1>{}) || is_any(WindowGradShape<8, 16, 32, 64, true, 4, 2, 1>{});
 }
 
 template <class T>

@@ -1,6 +1,6 @@
 // dy between its arrival in registers and the tensor cores: as it is, or deferred.
 #pragma once
-#include "prologue.cuh"
+#include "ptx.cuh"
 #include "records.h"
 
 namespace fused_preact::cuda {
@@ -43,11 +43,11 @@ struct Gradient<T, true> {
     }
 };
 
-// body(Gradient)
+// body(Gradient), for the channels from `channel` on.
 template <class T, class Body>
 __device__ inline void with_gradient(const BnReluConv2dBwd& args, int channel, Body&& body) {
     if (args.dy_coeffs)
-        body(Gradient<T, true>(args.dy, args.dy_x, args.dy_coeffs, args.conv.k, channel));
+        body(Gradient<T, true>(args.dy, args.dy_x, reloaded(args.dy_coeffs), args.conv.k, channel));
     else
         body(Gradient<T, false>(args.dy, args.dy_x, args.dy_coeffs, args.conv.k, channel));
 }

@@ -55,6 +55,7 @@ struct InputGrad {
         else
             masked ? each<true, false>(staged, x, z, outputs) : each<false, false>(staged, x, z, outputs);
         if (!args.sums) return;
+        if (shifted) shift(x);
         __syncthreads();
         sums.add(x, staged);
     }
@@ -88,15 +89,18 @@ struct InputGrad {
     __device__ void each(char* staged, char* x, const char* z, const Outputs<S>& outputs) const {
         using Thread = Walk<S::THREADS, S::PIXELS, S::Out::CHUNKS>;
         const Thread thread;
-        Values<8> scale, shift, a, b, c;
-        if (MASKED && inside && !z) {
-            const Norm<T, 8> norm(args.bn + channel, args.bn_pitch);
+        // Defined in any case: else registers keep them from tile to tile.
+        Values<8> scale{}, shift{}, a{}, b{}, c{};
+        const int existing = inside ? channel : 0;
+        if (MASKED && !z) {
+            const Norm<T, 8> norm(reloaded(args.bn) + existing, args.bn_pitch);
             scale = norm.scale, shift = norm.shift;
         }
-        if (DX && inside) {
+        if (DX) {
             // dx = a*g + b*(x - mean) + c = a*g + (b*x + (c - b*mean))
-            a = channels<8>(args.coeffs + channel), b = channels<8>(args.coeffs + args.conv.c + channel), c = channels<8>(args.coeffs + 3 * args.conv.c + channel);
-            const Values<8> mean = channels<8>(args.coeffs + 2 * args.conv.c + channel);
+            const float* const own = reloaded(args.coeffs) + existing;
+            a = channels<8>(own), b = channels<8>(own + args.conv.c), c = channels<8>(own + 3 * args.conv.c);
+            const Values<8> mean = channels<8>(own + 2 * args.conv.c);
 #pragma unroll
             for (int i = 0; i < 8; ++i) c[i] = fmaf(-b[i], mean[i], c[i]);
         }
@@ -111,7 +115,6 @@ struct InputGrad {
                 g = {g.x & alive(own.x), g.y & alive(own.y), g.z & alive(own.z), g.w & alive(own.w)};
                 if (args.sums) *reinterpret_cast<uint4*>(staged + at) = g;
             }
-            if (args.sums && shifted) about_shift(x + at);
             if (!out) return;
             const int64_t to = first_at + int64_t(i) * step;
             if (DX) {
@@ -122,7 +125,7 @@ struct InputGrad {
                 if (args.residual_grad) dx.add(load<8>(static_cast<const T*>(args.residual_grad) + to));
                 g = packed<false, T>(dx);
             }
-            *reinterpret_cast<uint4*>(out + to) = g;
+            store_global(out + to, g);
         };
         const int at = S::Out::at(thread.row, thread.chunk);
         if (inside && outputs.all()) {
@@ -141,11 +144,18 @@ struct InputGrad {
         }
     }
 
-    __device__ void about_shift(char* x) const {
-        Values<8> value = unpacked<T>(*reinterpret_cast<const uint4*>(x));
+    // The thread's chunks of x.
+    __device__ void shift(char* x) const {
+        if (!inside) return;
+        const Walk<S::THREADS, S::PIXELS, S::Out::CHUNKS> thread;
+#pragma unroll 1
+        for (int i = 0; i < thread.COUNT; ++i) {
+            uint4* const chunk = reinterpret_cast<uint4*>(x + S::Out::at(thread.row, thread.chunk) + i * thread.STEP * S::Out::BYTES);
+            Values<8> value = unpacked<T>(*chunk);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) value[i] -= shift_of(channel + i);
-        *reinterpret_cast<uint4*>(x) = packed<false, T>(value);
+            for (int j = 0; j < 8; ++j) value[j] -= shift_of(channel + j);
+            *chunk = packed<false, T>(value);
+        }
     }
 };
 

@@ -86,7 +86,8 @@ __device__ inline void apply_prologue(Prologue prologue, char* to, const PixelLo
 template <class T, class S>
 __device__ inline void apply_prologue(Prologue prologue, char* to, const PixelLoader<T, S>& loader, int slab, const NormVectors<T, S>& vectors) {
     const bool inside = loader.inside(slab);
-    Values<8> scale, shift;
+    // Defined in any case: else registers keep them from tile to tile.
+    Values<8> scale{}, shift{};
     if (inside && prologue != Prologue::none) vectors.get(slab * S::In::CHUNKS + loader.thread.chunk, scale, shift);
     apply_prologue(prologue, to, loader, inside, scale, shift);
 }

@@ -6,6 +6,19 @@ namespace fused_preact::cuda {
 
 __device__ inline uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
+// The same pointer: what is loaded from it is loaded again each time, not kept in registers from one tile to the next.
+template <class T>
+__device__ inline T* reloaded(T* p) {
+    size_t address = __cvta_generic_to_global(p);
+    asm volatile("" : "+l"(address));
+    return static_cast<T*>(__cvta_global_to_generic(address));
+}
+
+// 16 bytes in one instruction, which the compiler takes apart where they were put together from words.
+__device__ inline void store_global(void* to, uint4 v) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
 // 16 bytes on their way into shared memory; zeros if not `inside`.
 __device__ inline void copy_async(void* to, const void* from, bool inside) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(inside ? 16 : 0) : "memory");

@@ -44,6 +44,7 @@ template <int HEIGHT_, int WIDTH_, int K_, int C_, int DOWN_, int ACROSS_, int S
 struct WindowWgradShape : WgradShape<HEIGHT_, WIDTH_, K_, C_, 9, DOWN_, ACROSS_, SHARES_> {
     using Base = WgradShape<HEIGHT_, WIDTH_, K_, C_, 9, DOWN_, ACROSS_, SHARES_>;
     using In = Padded<C_>;
+    static constexpr bool MANY = false;
     static constexpr int WINDOW_AT = Base::OUT_BYTES;
     // A warp has one tile of 16 output channels x 16 input channels: so many sums fit its registers.
     static_assert(Base::ROWS == 1 && Base::COLUMNS == 2 && HEIGHT_ % (2 * SHARES_) == 0);

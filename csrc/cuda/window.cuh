@@ -19,6 +19,8 @@ struct Window3x3 {
     // Threads have a pixel's chunk in AT_ONCE rows of the window, and then in the next.
     static constexpr int ACROSS = WIDTH * S::In::CHUNKS, AT_ONCE = S::THREADS / ACROSS, COUNT = (HEIGHT + AT_ONCE - 1) / AT_ONCE;
     static_assert(AT_ONCE > 0);
+    // Loads that are on their way at once; between slabs there are accumulators in registers too.
+    static constexpr int TOGETHER = S::MANY ? 2 : COUNT;
     const Window& w;
 
     __device__ int taps() const { return TAPS; }
@@ -36,7 +38,7 @@ struct Window3x3 {
         for (int tap = 0; tap < TAPS; ++tap) body((tap / 3 * WIDTH + tap % 3) * S::In::BYTES, TRANSPOSED ? TAPS - 1 - tap : tap);
     }
 
-    // store(row of the window, read(offset)) for the thread's chunks, whose image's pixels begin at y, x; zero(row) outside the image.
+    // store(row of the window, read(pointer), inside) for the thread's chunks, whose image's pixels begin at y, x.
     template <class T, class Read, class Store>
     __device__ void fill(const Image<T>& image, int y, int x, Read&& read, Store&& store) const {
         const int place = threadIdx.x / S::In::CHUNKS, column = place % WIDTH, row = place / WIDTH;
@@ -44,14 +46,18 @@ struct Window3x3 {
         const bool across = unsigned(x + column) < unsigned(image.width);
         const int step = AT_ONCE * image.width * image.channels;
         const T* from = image.pixels + (int64_t(y + row) * image.width + x + column) * image.channels;
-        decltype(read(from)) raw[COUNT];
         auto inside = [&](int i) { return across && unsigned(y + row + i * AT_ONCE) < unsigned(image.height) && row + i * AT_ONCE < HEIGHT; };
 #pragma unroll
-        for (int i = 0; i < COUNT; ++i)
-            if (inside(i)) raw[i] = read(from + int64_t(i) * step);
+        for (int group = 0; group < COUNT; group += TOGETHER) {
+            // Defined in any case: else registers keep it from tile to tile.
+            decltype(read(from)) raw[TOGETHER]{};
 #pragma unroll
-        for (int i = 0; i < COUNT; ++i)
-            if (row + i * AT_ONCE < HEIGHT) store((row + i * AT_ONCE) * WIDTH + column, raw[i], inside(i));
+            for (int i = 0; i < TOGETHER; ++i)
+                if (inside(group + i)) raw[i] = read(from + int64_t(group + i) * step);
+#pragma unroll
+            for (int i = 0; i < TOGETHER; ++i)
+                if (row + (group + i) * AT_ONCE < HEIGHT) store((row + (group + i) * AT_ONCE) * WIDTH + column, raw[i], inside(group + i));
+        }
     }
 };
 
@@ -87,9 +93,11 @@ struct AnyWindow {
             const int row = i / w.x.extent, column = i - row * w.x.extent, iy = y + row * w.y.sample, ix = x + column * w.x.sample;
             const bool inside = unsigned(iy) < unsigned(image.height) && unsigned(ix) < unsigned(image.width);
             const T* const from = image.pixels + (int64_t(iy) * image.width + ix) * image.channels;
-            decltype(read(from)) raw;
-            if (inside) raw = read(from);
-            store(row * w.x.extent + column_of(column), raw, inside);
+            const int to = row * w.x.extent + column_of(column);
+            if (inside)
+                store(to, read(from), true);
+            else
+                store(to, {}, false);
         }
     }
 };

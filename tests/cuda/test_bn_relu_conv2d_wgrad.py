@@ -3,14 +3,12 @@
 import pytest
 import torch
 
-from fused_preact.backends.cuda.environment import A100
 from fused_preact.backends.cuda.wgrad_tiles import (
     FLAT,
     WINDOW_3X3,
     WINDOW_ANY,
     WgradTile,
     flat_wgrad_bytes,
-    wgrad_tile,
     window_wgrad_bytes,
 )
 from tests.cuda import test_bn_relu_conv2d_fwd as fwd

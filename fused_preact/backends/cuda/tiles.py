@@ -201,7 +201,9 @@ def _flat_dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool) -
     if with_wgrad:
         # What blocks write of dweight, and read again, should be little beside the activations.
         tiles = min(tiles, max(device.multiprocessors, pixels * (p.c + p.k) * 2 // PARTS_SHARE // (p.c * p.k * 4)))
-    return _shared_out(shape, _parts(pixels, shape.pixels), slab, out, p.k, p.c, tiles, flat_dgrad_bytes(slab, out, p.k, with_wgrad), device)
+    return _shared_out(
+        shape, _parts(pixels, shape.pixels), slab, out, p.k, p.c, tiles, flat_dgrad_bytes(slab, out, p.k, with_wgrad), device
+    )
 
 
 def shares_wgrad(p: Problem) -> bool:

@@ -48,7 +48,7 @@ def shared(parts: int) -> WgradTile:
 def wgrad_tile(p: Problem, device: Device) -> WgradTile | None:
     """None if no tile fits the device."""
     if p.pointwise:
-        shape = next((s for s in FLAT if s.k >= min(p.k, FLAT[-1].k) and s.c >= min(p.c, FLAT[-1].c)))
+        shape = next(s for s in FLAT if s.k >= min(p.k, FLAT[-1].k) and s.c >= min(p.c, FLAT[-1].c))
         tiles = _parts(p.n * p.y.out * p.x.out, shape.pixels)
         return WgradTile(shape.pixels, shape.k, shape.c, _parts_of(p, shape, tiles, device), flat_wgrad_bytes(shape))
     if p.taps > MOST_TAPS or p.y.stride * p.x.stride > MOST_PHASES:

@@ -1,0 +1,218 @@
+"""The kernels of an input's gradient in the simulator, at every tile that they are compiled for: accuracy, sums, traffic, instructions."""
+
+import pytest
+import torch
+
+from fused_preact.backends.cuda import tiles
+from fused_preact.backends.cuda.environment import A100
+from fused_preact.backends.cuda.tiles import FLAT_GRAD, WINDOW_3X3, WINDOW_ANY, ConvTile
+from fused_preact.backends.cuda.wgrad_tiles import WgradTile
+from fused_preact.backends.layout import conv_out_shape
+from fused_preact.backends.layout import tiles as count_tiles
+from fused_preact.ops.library import Operators
+from tests.cuda.kernels import nan, needs_simulator, problem, run
+from tests.cuda.test_bn_relu_conv2d_fwd import POINTWISE, WINDOWS, kernels
+from tests.testing.cases import name_of
+from tests.testing.numerics import assert_as_accurate, drawn
+
+pytestmark = needs_simulator
+EAGER = Operators("eager")
+NONE = ConvTile(0, 0, 0, 0, 0), WgradTile(0, 0, 0, 0, 0)
+dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name_of)
+deferrals = pytest.mark.parametrize("deferred", [False, True], ids=["written", "deferred"])
+
+
+def nhwc(t):
+    return t.contiguous(memory_format=torch.channels_last)
+
+
+class Given:
+    """A layer from c to k channels and a gradient of its output, written or deferred; NCHW.
+
+    conv: kernel, stride, padding and dilation.  offset: of x, in deviations.
+    """
+
+    def __init__(self, dtype, c, k, image, deferred=False, add_dz=True, offset=0.5, conv=POINTWISE):
+        torch.manual_seed(0)
+        n, h, w = image
+        kernel, *self.geometry = conv
+        self.dtype, self.c, self.k = dtype, c, k
+        self.problem = problem((n, c, h, w), (k, c, *kernel), *self.geometry)
+        y = conv_out_shape((n, c, h, w), (k, c, *kernel), *self.geometry)
+        self.gamma, self.beta = torch.rand(c) + 0.5, torch.randn(c) * 0.3
+        self.x = nhwc(drawn((n, c, h, w), self.gamma, self.beta, offset, dtype))
+        self.bn = EAGER.bn_finalize(EAGER.bn_stats(self.x), self.gamma, self.beta, 1e-5, False)
+        self.weight = nhwc((torch.randn(k, c, *kernel) / (k * kernel[0] * kernel[1]) ** 0.5).to(dtype))
+        self.dy, self.dy_x = (nhwc(torch.randn(y).to(dtype)) for _ in range(2))
+        self.dy_coeffs = torch.randn(4, k)
+        self.add_dz = nhwc(torch.randn(n, c, h, w).to(dtype)) if add_dz else None
+        self.residual_grad = nhwc(torch.randn(n, c, h, w).to(dtype))
+        self.coeffs = torch.randn(4, c)
+        if not deferred:
+            self.dy_x = self.dy_coeffs = None
+
+    def __call__(self, tile, emit, relu=True, sums_tiles=None, residual_grad=False, wgrad=NONE[1], config=None):
+        """out, sums, parts of dweight and what the launch did."""
+        count = sums_tiles or count_tiles(self.x.shape)
+        out = None if emit == "sums" else nhwc(nan(*self.x.shape, dtype=self.dtype))
+        sums = nan(count, 2, self.c) if emit in ("g", "sums", "dx_sums") else None
+        dx = {"coeffs": self.coeffs} if emit.startswith("dx") else {}
+        if residual_grad:
+            dx["residual_grad"] = self.residual_grad
+        fields = {name: getattr(self, name) for name in ("dy", "dy_x", "dy_coeffs", "x", "bn", "weight", "add_dz")}
+        fields |= {"emit": emit, "tiles": count, "out": out, "sums": sums, "dgrad": tile, "wgrad": wgrad, **dx}
+        done = run("bn_relu_conv2d_bwd", config, dtype=self.dtype, conv=self.problem, relu=relu, **fields)
+        return out, sums, done
+
+    def reference(self, dtype, emit, relu=True, residual_grad=False):
+        """out and sums of the eager backend."""
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        of = {
+            name: None if value is None else value.to(wide if name.endswith("coeffs") or name == "bn" else dtype)
+            for name, value in self.tensors()
+        }
+        conv = (of["x"], of["bn"], of["weight"], *self.geometry, 1, relu, of["add_dz"])
+        deferred = (of["dy"], of["dy_x"], of["dy_coeffs"], None)
+        dx = (of["coeffs"], of["residual_grad"] if residual_grad else None) if emit.startswith("dx") else (None, None)
+        return EAGER.bn_relu_conv2d_bwd(*deferred, *conv, emit, *dx, False, False, False)[:2]
+
+    def tensors(self):
+        names = ("dy", "dy_x", "dy_coeffs", "x", "bn", "weight", "add_dz", "residual_grad", "coeffs")
+        return [(name, getattr(self, name)) for name in names]
+
+    def check(self, out, sums, emit, **how):
+        (theirs, their_sums), (exact, exact_sums) = (self.reference(dtype, emit, **how) for dtype in (self.dtype, torch.float64))
+        assert_as_accurate("out", out, theirs, exact)
+        for i, name in enumerate(("sum g", "sum g*xhat")):
+            own, eager, truth = (None if s is None else s[:, i].sum(0) for s in (sums, their_sums, exact_sums))
+            assert_as_accurate(name, own, eager, truth)
+
+
+def flat_tile(slab, out, k, blocks, z=False):
+    return ConvTile(FLAT_GRAD[slab, out].pixels, slab, out, blocks, tiles.flat_dgrad_bytes(slab, out, k, z))
+
+
+def window_tile(given, slab, out, blocks):
+    shape = (WINDOW_3X3 if given.problem.dense_3x3 else WINDOW_ANY)[slab, out]
+    return ConvTile(shape.pixels, slab, out, blocks, tiles.window_dgrad_bytes(given.problem, slab, out))
+
+
+@dtypes
+@deferrals
+@pytest.mark.parametrize(("slab", "out", "many"), kernels(FLAT_GRAD))
+def test_every_flat_kernel(slab, out, many, deferred, dtype):
+    """With tails in M, C and K, and blocks that take several tiles of pixels."""
+    given = Given(dtype, out + 8, 2 * slab + 24 if many else slab - 8, (3, 13, 17), deferred)
+    dx, sums, _ = given(flat_tile(slab, out, given.k, 3), "dx_sums", residual_grad=True, sums_tiles=5)
+    given.check(dx, sums, "dx_sums", residual_grad=True)
+    assert not sums[3:].any()
+
+
+WINDOW_KERNELS = [(name, *kernel) for name in WINDOWS for kernel in kernels(WINDOW_3X3 if name in ("3x3", "3x3-unpadded") else WINDOW_ANY)]
+
+
+@dtypes
+@deferrals
+@pytest.mark.parametrize(("geometry", "slab", "out", "many"), WINDOW_KERNELS)
+def test_every_window_kernel(geometry, slab, out, many, deferred, dtype):
+    """With tiles cut on both sides, tails in C and K, and blocks that take several tiles."""
+    given = Given(dtype, out + 8, slab + 8 if many else slab - 8, (2, 19, 21), deferred, conv=WINDOWS[geometry])
+    g, sums, _ = given(window_tile(given, slab, out, 3), "g", sums_tiles=5)
+    given.check(g, sums, "g")
+    assert not sums[3:].any()
+
+
+SMALL = {
+    "flat": (POINTWISE, lambda given: flat_tile(64, 64, given.k, 2)),
+    "3x3": (WINDOWS["3x3"], lambda given: window_tile(given, 32, 32, 2)),
+    "3x3-stride2": (WINDOWS["3x3-stride2"], lambda given: window_tile(given, 32, 32, 2)),
+    "1x1-stride2": (WINDOWS["1x1-stride2"], lambda given: window_tile(given, 32, 32, 2)),
+}
+smalls = pytest.mark.parametrize(("conv", "tile"), SMALL.values(), ids=SMALL)
+
+
+@dtypes
+@pytest.mark.parametrize("emit", ["dz", "g", "sums", "dx", "dx_sums"])
+@pytest.mark.parametrize(("relu", "add_dz"), [(True, True), (False, False)])
+@smalls
+def test_emit(conv, tile, relu, add_dz, emit, dtype):
+    given = Given(dtype, 24, 32, (2, 11, 9), True, add_dz, conv=conv)
+    out, sums, _ = given(tile(given), emit, relu=relu)
+    given.check(out, sums, emit, relu=relu)
+
+
+@smalls
+def test_every_emit_has_the_same_bits(conv, tile):
+    given = Given(torch.bfloat16, 24, 32, (2, 11, 9), conv=conv)
+    found = {emit: given(tile(given), emit)[:2] for emit in ("g", "sums", "dx", "dx_sums")}
+    assert all(torch.equal(found["g"][1], found[emit][1]) for emit in ("sums", "dx_sums"))
+    assert torch.equal(found["dx"][0], found["dx_sums"][0])
+
+
+@dtypes
+@pytest.mark.parametrize("image", [(1, 1, 1), (1, 2, 3), (5, 1, 1), (1, 33, 1)], ids=str)
+@smalls
+def test_small_images(conv, tile, image, dtype):
+    given = Given(dtype, 24, 32, image, conv=conv)
+    g, sums, _ = given(tile(given)._replace(blocks=1), "g")
+    given.check(g, sums, "g")
+
+
+@dtypes
+@pytest.mark.parametrize("offset", [3.0, 8.0, 16.0, 50.0, 200.0])
+@smalls
+def test_sums_where_the_mean_is_large(conv, tile, offset, dtype):
+    """Sums of g*x about zero would cancel."""
+    given = Given(dtype, 24, 32, (2, 17, 15), conv=conv, offset=offset)
+    g, sums, _ = given(tile(given), "g")
+    given.check(g, sums, "g")
+    truth = g.double(), (given.x.double() - given.bn[0].double().view(1, -1, 1, 1)) * given.bn[1].double().view(1, -1, 1, 1)
+    # Of g as it is stored: beside these sums, those of a rounded g tell little.
+    wanted = torch.stack((truth[0].sum((0, 2, 3)), (truth[0] * truth[1]).sum((0, 2, 3))))
+    scale = torch.stack((truth[0].abs().sum((0, 2, 3)), (truth[0] * truth[1]).abs().sum((0, 2, 3))))
+    assert ((sums.sum(0) - wanted).abs() <= 2e-6 * scale).all()
+
+
+@dtypes
+def test_a_gradient_stops_where_bn_is_zero_and_passes_nan(dtype):
+    """As in torch: relu has no slope at 0."""
+    given = Given(dtype, 24, 32, (1, 4, 4), add_dz=False)
+    given.x.fill_(2.0)
+    given.bn[0], given.bn[3] = 2.0, 0.0
+    given.x[0, 3, 1, 2] = torch.nan
+    g, _, _ = given(flat_tile(64, 64, 32, 1), "g")
+    assert g.nonzero().tolist() == [[0, 3, 1, 2]]
+    assert g.isfinite().all()
+
+
+# Warp instructions an image: no more than the prototypes had.
+COUNTED = {
+    "3x3-16": (16, 16, (2, 32, 32), "3x3", False, 24420),
+    "3x3-16-deferred": (16, 16, (2, 32, 32), "3x3", True, 33540),
+    "3x3-32-deferred": (32, 32, (2, 16, 16), "3x3", True, 19258),
+    "3x3-64-deferred": (64, 64, (2, 8, 8), "3x3", True, 16599),
+    "1x1-64-16": (16, 64, (2, 32, 32), None, False, 28456),
+    "1x1-64-16-deferred": (16, 64, (2, 32, 32), None, True, 48104),
+    "1x1-16-64-deferred": (64, 16, (2, 32, 32), None, True, 56800),
+    "1x1-64-256-deferred": (256, 64, (2, 8, 8), None, True, 15432),
+}
+
+
+@pytest.mark.parametrize(("c", "k", "image", "geometry", "deferred", "instructions"), COUNTED.values(), ids=COUNTED)
+def test_counts(c, k, image, geometry, deferred, instructions):
+    """Sectors of activations at most 1.15 times those that they fill, 1.35 with a halo; few instructions."""
+    conv = WINDOWS[geometry] if geometry else POINTWISE
+    given = Given(torch.bfloat16, c, k, image, deferred, add_dz=False, conv=conv)
+    tile = tiles.dgrad_tile(given.problem, count_tiles(given.x.shape), A100)
+    if geometry is None:
+        # As for a batch of 128 images: a few in the simulator would be cut finer.
+        large = tiles.dgrad_tile(given.problem._replace(n=128), 512, A100)
+        tile = large._replace(blocks=-(-given.x.numel() // c // large.pixels))
+    _, _, done = given(tile, "g", sums_tiles=max(tile.blocks, count_tiles(given.x.shape)))
+    print(done)
+    assert done.instructions <= instructions * image[0]
+    assert done.shared[0] <= 1.25 * done.shared[1]
+    columns = -(-c // tile.out)
+    least = {"dy": columns * k, "x": c, "out": c} | ({"dy_x": columns * k} if deferred else {})
+    moved = sum(done.global_[name][0] for name in least)
+    assert moved <= (1.35 if geometry else 1.15) * given.x.numel() // c * sum(least.values()) * 2 / 32
