@@ -34,7 +34,7 @@ def unit_fwd(
     want_stats: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...]]:
     made = _plan(unit, x, params[2::3], projection)
-    x, projection, stats = nhwc(x), nhwc(projection), None if stats is None else float_vector(stats)
+    x, projection, stats = nhwc(x), nhwc(projection), float_vector(stats)
     *inner, y = _outputs(made, x, keep)
     y_stats = empty_wide(made.stats_shape, x) if want_stats else None
     bns = empty_wide((5, made.bns_width), x)
@@ -132,8 +132,10 @@ class _LayerTensors:
             mean = var = tracked = None
             if layer.norm and (layer.update or not layer.batch):
                 mean, var = (self._usable(t, float_vector(t)) for t in buffers[taken : taken + 2])
-                if layer.update and buffers[taken + 2] is not None:
-                    tracked = self._usable(buffers[taken + 2], buffers[taken + 2].to(mean.device, torch.int64))
+                tracked = buffers[taken + 2] if layer.update else None
+                if tracked is not None:
+                    if tracked.dtype != torch.int64 or tracked.device != mean.device:
+                        tracked = self._usable(tracked, tracked.to(mean.device, torch.int64))
                     if layer.momentum is None:
                         # Every block of the kernel reads it, so none may write it.
                         tracked.add_(1)
