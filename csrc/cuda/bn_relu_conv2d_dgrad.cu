@@ -8,26 +8,46 @@
 namespace fused_preact::cuda {
 namespace {
 
-// A tile's slab of dy into shared memory; zeros beyond its pixels and channels.
-template <class T, class S, class Source>
-__device__ inline void fill_slab(char* to, const Source& source, const T* dy, int64_t first, int64_t pixels, int k, bool inside) {
-    using Thread = Walk<S::THREADS, S::PIXELS, S::In::CHUNKS>;
-    constexpr int TOGETHER = Thread::COUNT < 4 ? Thread::COUNT : 4;
+// store(offset in the tile, chunk as read or zero, whether it is there) for the thread's chunks of a tile: its row and every STEP-th below, `left`
+// of which are there. `from`: its first; TOGETHER loads are on their way at once.
+template <class Thread, int TOGETHER, class T, class Source, class Store>
+__device__ inline void each_chunk(const Thread& thread, const Source& source, const T* from, int step, int left, Store&& store) {
     static_assert(Thread::COUNT % TOGETHER == 0);
-    const Thread thread;
-    const int left = inside ? int(min(pixels - first, int64_t(S::PIXELS))) - thread.row : 0, step = Thread::STEP * k;
-    const T* from = dy + (first + thread.row) * k;
-    char* const own = to + S::In::at(thread.row, thread.chunk);
+    if (left >= Thread::COUNT) {
 #pragma unroll
-    for (int group = 0; group < Thread::COUNT; group += TOGETHER) {
-        typename Source::Raw raw[TOGETHER]{};
+        for (int group = 0; group < Thread::COUNT; group += TOGETHER) {
+            typename Source::Raw raw[TOGETHER];
 #pragma unroll
-        for (int i = 0; i < TOGETHER; ++i)
-            if ((group + i) * Thread::STEP < left) raw[i] = source.read(from + (group + i) * step);
+            for (int i = 0; i < TOGETHER; ++i) raw[i] = source.read(from + (group + i) * step);
 #pragma unroll
-        for (int i = 0; i < TOGETHER; ++i)
-            *reinterpret_cast<uint4*>(own + (group + i) * Thread::STEP * S::In::BYTES) = (group + i) * Thread::STEP < left ? source.chunk(raw[i]) : uint4{};
+            for (int i = 0; i < TOGETHER; ++i) store((group + i) * Thread::STEP, raw[i], true);
+        }
+    } else {
+#pragma unroll 1
+        for (int i = 0; i < Thread::COUNT; ++i) {
+            if (i < left)
+                store(i * Thread::STEP, source.read(from + i * step), true);
+            else
+                store(i * Thread::STEP, {}, false);
+        }
     }
+}
+
+// How many of a thread's rows a tile of so many pixels has.
+template <class Thread>
+__device__ inline int rows_of(const Thread& thread, int pixels) {
+    return (pixels - thread.row + Thread::STEP - 1) / Thread::STEP;
+}
+
+// A tile's slab of dy into shared memory; zeros beyond its pixels and channels.
+template <class T, class S, int TOGETHER, class Source>
+__device__ inline void fill_slab(char* to, const Source& source, const T* dy, int64_t first, int pixels, int k, bool inside) {
+    using Thread = Walk<S::THREADS, S::PIXELS, S::In::CHUNKS>;
+    const Thread thread;
+    char* const own = to + S::In::at(thread.row, thread.chunk);
+    each_chunk<Thread, (Thread::COUNT < TOGETHER ? Thread::COUNT : TOGETHER)>(
+        thread, source, dy + (first + thread.row) * k, Thread::STEP * k, inside ? rows_of(thread, pixels) : 0,
+        [&](int row, const typename Source::Raw& raw, bool has) { *reinterpret_cast<uint4*>(own + row * S::In::BYTES) = has ? source.chunk(raw) : uint4{}; });
 }
 
 // x of a tile into shared memory, and z beside it; zeros beyond its pixels and channels.
@@ -36,25 +56,14 @@ __device__ inline void fill_x_and_z(char* x, char* z, const BnReluConv2dBwd& arg
     using Thread = Walk<S::THREADS, S::PIXELS, S::Out::CHUNKS>;
     const Thread thread;
     const bool inside = channel < args.conv.c;
-    const T* const from = static_cast<const T*>(args.x) + outputs.at(thread, channel);
-    const int step = outputs.template step<Thread>(), at = S::Out::at(thread.row, thread.chunk);
-    constexpr int TOGETHER = 2;
-    static_assert(Thread::COUNT % TOGETHER == 0);
+    const int at = S::Out::at(thread.row, thread.chunk);
     with_prologue(prologue_of(args.bn, args.relu), [&](auto p) {
         const Activation<T, p()> source(reloaded(args.bn), args.bn_pitch, inside ? channel : 0);
-        auto has = [&](int i) { return inside && outputs.has(thread.row + i * Thread::STEP); };
-#pragma unroll
-        for (int group = 0; group < Thread::COUNT; group += TOGETHER) {
-            uint4 raw[TOGETHER];
-#pragma unroll
-            for (int i = 0; i < TOGETHER; ++i) raw[i] = has(group + i) ? source.read(from + (group + i) * step) : uint4{};
-#pragma unroll
-            for (int i = 0; i < TOGETHER; ++i) {
-                const int own = at + (group + i) * Thread::STEP * S::Out::BYTES;
-                *reinterpret_cast<uint4*>(x + own) = raw[i];
-                *reinterpret_cast<uint4*>(z + own) = has(group + i) ? source.chunk(raw[i]) : uint4{};
-            }
-        }
+        each_chunk<Thread, 2>(thread, source, static_cast<const T*>(args.x) + outputs.at(thread, channel), outputs.template step<Thread>(),
+                              inside ? rows_of(thread, outputs.columns) : 0, [&](int row, uint4 raw, bool has) {
+                                  *reinterpret_cast<uint4*>(x + at + row * S::Out::BYTES) = raw;
+                                  *reinterpret_cast<uint4*>(z + at + row * S::Out::BYTES) = has ? source.chunk(raw) : uint4{};
+                              });
     });
 }
 
@@ -66,6 +75,8 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_dgrad_
     char* const staged = reinterpret_cast<char*>(memory);
     char *const x = staged + S::X_AT, *const z = WGRAD ? staged + S::Z_AT : nullptr;
     char *const weights = staged + S::weights_at(WGRAD), *const slab_of_dy = weights + S::BUFFERS * S::TAP_BYTES;
+    // Loads that are on their way at once: beside the sums of dweight registers are scarce.
+    constexpr int TOGETHER = WGRAD ? 2 : 4;
     const Conv& conv = args.conv;
     const int64_t pixels = conv.inputs();
     const int slabs = S::MANY ? (conv.k + S::SLAB - 1) / S::SLAB : 1, first = blockIdx.y * S::OUT;
@@ -87,7 +98,7 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_dgrad_
             const int channel = slab * S::SLAB + threadIdx.x % S::In::CHUNKS * 8;
             const bool has = channel < conv.k, last = slab + 1 == slabs;
             with_gradient<T>(args, has ? channel : 0, [&](const auto& source) {
-                fill_slab<T, S>(input, source, static_cast<const T*>(args.dy) + channel, int64_t(tile) * S::PIXELS, pixels, conv.k, has);
+                fill_slab<T, S, TOGETHER>(input, source, static_cast<const T*>(args.dy) + channel, int64_t(tile) * S::PIXELS, outputs.columns, conv.k, has);
             });
             if (WGRAD) fill_x_and_z<T, S>(x, z, args, outputs, grad.channel);
             wait_for_copies();
@@ -105,7 +116,7 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_dgrad_
         __syncthreads();
         grad.stage(staged, dz);
         __syncthreads();
-        grad.finish(staged, x, z, outputs);
+        grad.template finish<WGRAD>(staged, x, z, outputs);
         // x is written over.
         if (WGRAD) __syncthreads();
     }
@@ -124,10 +135,12 @@ void with_shape(const BnReluConv2dBwd& args, Body&& body) {
         if (same) body(shape, with_wgrad);
         return same;
     };
-    auto both = [&](auto shape) { return is(shape, std::true_type{}) || is(shape, std::false_type{}); };
+    auto both = [&](auto shape) { return is(shape, std::true_type{}); };
     auto dgrad = [&](auto shape) { return is(shape, std::false_type{}); };
-    both(FlatGradShape<128, 64, 16, false, 4, 1, 4>{}) || both(FlatGradShape<128, 16, 64, false, 4, 1, 3>{}) || both(FlatGradShape<64, 128, 32, false, 4, 1, 3>{}) ||
-        both(FlatGradShape<128, 32, 128, false, 2, 4, 2>{}) || dgrad(FlatGradShape<64, 64, 64, false, 2, 2, 3>{}) ||
+    both(FlatGradShape<128, 64, 16, false, 4, 1, 3>{}) || both(FlatGradShape<64, 128, 32, false, 4, 1, 2>{}) || both(FlatGradShape<128, 16, 64, false, 4, 1, 3>{}) ||
+        both(FlatGradShape<128, 32, 128, false, 2, 4, 2>{}) || dgrad(FlatGradShape<128, 64, 16, false, 4, 1, 4>{}) ||
+        dgrad(FlatGradShape<64, 128, 32, false, 4, 1, 3>{}) || dgrad(FlatGradShape<128, 16, 64, false, 4, 1, 3>{}) ||
+        dgrad(FlatGradShape<128, 32, 128, false, 2, 4, 2>{}) || dgrad(FlatGradShape<64, 64, 64, false, 2, 2, 3>{}) ||
         dgrad(FlatGradShape<64, 64, 64, true, 2, 2, 3>{}) || dgrad(FlatGradShape<64, 64, 128, false, 2, 2, 2>{}) ||
         dgrad(FlatGradShape<64, 64, 128, true, 2, 2, 2>{});
 }

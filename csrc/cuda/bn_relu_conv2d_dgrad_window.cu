@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT)
             __syncthreads();
             grad.stage(staged, dz);
             __syncthreads();
-            grad.finish(staged, x, nullptr, outputs);
+            grad.template finish<false>(staged, x, nullptr, outputs);
         }
     }
     grad.store_sums(reinterpret_cast<float*>(staged));

@@ -47,13 +47,14 @@ struct InputGrad {
             stage_output<false, T, S>(staged, dz);
     }
 
-    // The staged dz of a tile into `out` and the sums. z: if it lies in shared memory, beside x. All threads must come.
+    // The staged dz of a tile into `out` and the sums. z: if it lies in shared memory, beside x; then for no dx. All threads must come.
+    template <bool Z>
     __device__ void finish(char* staged, char* x, const char* z, const Outputs<S>& outputs) {
         const bool masked = args.emit != Emit::dz && args.relu && args.bn;
-        if (args.coeffs)
-            masked ? each<true, true>(staged, x, z, outputs) : each<false, true>(staged, x, z, outputs);
+        if (!Z && args.coeffs)
+            masked ? each<true, !Z, Z>(staged, x, z, outputs) : each<false, !Z, Z>(staged, x, z, outputs);
         else
-            masked ? each<true, false>(staged, x, z, outputs) : each<false, false>(staged, x, z, outputs);
+            masked ? each<true, false, Z>(staged, x, z, outputs) : each<false, false, Z>(staged, x, z, outputs);
         if (!args.sums) return;
         if (shifted) shift(x);
         __syncthreads();
@@ -85,14 +86,14 @@ struct InputGrad {
         return fabsf(mean) * args.bn[args.bn_pitch + channel] > 8 ? widened(T(mean)) : 0;
     }
 
-    template <bool MASKED, bool DX>
+    template <bool MASKED, bool DX, bool Z>
     __device__ void each(char* staged, char* x, const char* z, const Outputs<S>& outputs) const {
         using Thread = Walk<S::THREADS, S::PIXELS, S::Out::CHUNKS>;
         const Thread thread;
         // Defined in any case: else registers keep them from tile to tile.
         Values<8> scale{}, shift{}, a{}, b{}, c{};
         const int existing = inside ? channel : 0;
-        if (MASKED && !z) {
+        if (MASKED && !Z) {
             const Norm<T, 8> norm(reloaded(args.bn) + existing, args.bn_pitch);
             scale = norm.scale, shift = norm.shift;
         }
@@ -109,9 +110,9 @@ struct InputGrad {
         T* const out = static_cast<T*>(args.out);
         auto chunk = [&](int at, int i) {
             uint4 g = *reinterpret_cast<const uint4*>(staged + at), raw{};
-            if ((MASKED && !z) || DX) raw = *reinterpret_cast<const uint4*>(x + at);
+            if ((MASKED && !Z) || DX) raw = *reinterpret_cast<const uint4*>(x + at);
             if (MASKED) {
-                const uint4 own = z ? *reinterpret_cast<const uint4*>(z + at) : activated<Prologue::norm_relu, T>(raw, scale, shift);
+                const uint4 own = Z ? *reinterpret_cast<const uint4*>(z + at) : activated<Prologue::norm_relu, T>(raw, scale, shift);
                 g = {g.x & alive(own.x), g.y & alive(own.y), g.z & alive(own.z), g.w & alive(own.w)};
                 if (args.sums) *reinterpret_cast<uint4*>(staged + at) = g;
             }

@@ -14,8 +14,11 @@ size_t input_bytes(const Conv& a) { return a.inputs() * a.c * HALF; }
 size_t output_bytes(const Conv& a) { return a.outputs() * a.k * HALF; }
 size_t part_bytes(const TiledConv& a) { return sizeof(float) * std::max(a.both.wgrad.parts, a.alone.wgrad.parts) * a.conv.k * a.conv.taps() * a.conv.c; }
 
-BwdTiles tiles_of(const TiledConv& a, bool dgrad, bool wgrad) {
-    return dgrad && wgrad ? a.both : dgrad ? BwdTiles{a.alone.dgrad, {}} : wgrad ? BwdTiles{{}, a.alone.wgrad} : BwdTiles{};
+// Those for both gradients are not for dx, as in fused_preact/backends/cuda/tiles.py.
+BwdTiles tiles_of(const TiledConv& a, Emit emit, bool wgrad) {
+    const bool dgrad = emit != Emit::none, dx = emit == Emit::dx || emit == Emit::dx_sums;
+    if (dgrad && wgrad && !dx) return a.both;
+    return {dgrad ? a.alone.dgrad : ConvTile{}, wgrad ? a.alone.wgrad : WgradTile{}};
 }
 
 template <class Of>
@@ -143,17 +146,20 @@ struct Launches {
         conv_fwd(int(i), layer.tiled, layer.relu, x, bn(i), weight, nullptr, y, stats, unit.layers[i + 1].tiles);
     }
 
-    // What all backwards of a convolution have; parts: of dweight, if it is wanted.
+    // What all backwards of a convolution have but their tiles; parts: of dweight, if it is wanted.
     BnReluConv2dBwd of_conv(const TiledConv& own, bool relu, Emit emit, const Gradient& dy, const void* x, const float* bn, const void* weight, float* parts,
                             void* dweight) const {
-        const BwdTiles tiles = tiles_of(own, emit != Emit::none, dweight);
-        BnReluConv2dBwd args{target, tiles.dgrad, tiles.wgrad, unit.dtype, own.conv, relu, emit};
+        BnReluConv2dBwd args{target, {}, {}, unit.dtype, own.conv, relu, emit};
         args.dy = dy.dy, args.dy_x = dy.x, args.dy_coeffs = dy.coeffs, args.x = x, args.bn = bn, args.bn_pitch = pitch, args.weight = weight;
         args.parts = dweight ? parts : nullptr, args.dweight = dweight, args.taps_last = own.taps_last;
         return args;
     }
 
-    void conv_bwd(int layer, const BnReluConv2dBwd& args) { (*this)(layer, "bn_relu_conv2d_bwd", launch_bn_relu_conv2d_bwd, args); }
+    void conv_bwd(int layer, const TiledConv& own, BnReluConv2dBwd args) {
+        const BwdTiles tiles = tiles_of(own, args.emit, args.dweight);
+        args.dgrad = tiles.dgrad, args.wgrad = tiles.wgrad;
+        (*this)(layer, "bn_relu_conv2d_bwd", launch_bn_relu_conv2d_bwd, args);
+    }
 
     void bn_coeffs(size_t i, const float* sums, float* coeffs, float* dgamma, float* dbeta) {
         const UnitLayer& layer = unit.layers[i];
@@ -177,23 +183,23 @@ void input_grad(Launches& launch, BnReluConv2dBwd args, const BwdWorkspace& own,
     args.sums_tiles = layer.tiles;
     if (!layer.norm) {
         args.emit = Emit::dz, args.out = dx;
-        launch.conv_bwd(0, args);
+        launch.conv_bwd(0, layer.tiled, args);
     } else if (!layer.batch) {
         // Of no sums: the coefficients of frozen statistics need none.
         launch.bn_coeffs(0, nullptr, coeffs, own.unwanted, own.unwanted);
         args.emit = affine ? Emit::dx_sums : Emit::dx, args.out = dx, args.coeffs = coeffs, args.residual_grad = residual_grad, args.sums = affine ? own.sums : nullptr;
-        launch.conv_bwd(0, args);
+        launch.conv_bwd(0, layer.tiled, args);
         if (affine) launch.bn_coeffs(0, own.sums, coeffs, dgamma, dbeta);
     } else if (launch.unit.two_dgrads) {
         args.emit = Emit::sums, args.sums = own.sums;
-        launch.conv_bwd(0, args);
+        launch.conv_bwd(0, layer.tiled, args);
         launch.bn_coeffs(0, own.sums, coeffs, dgamma, dbeta);
         args.emit = Emit::dx, args.sums = nullptr, args.out = dx, args.coeffs = coeffs, args.residual_grad = residual_grad;
-        args.dgrad = layer.tiled.alone.dgrad, args.wgrad = {}, args.parts = nullptr, args.dweight = nullptr;
-        launch.conv_bwd(0, args);
+        args.parts = nullptr, args.dweight = nullptr;
+        launch.conv_bwd(0, layer.tiled, args);
     } else {
         args.emit = Emit::g, args.sums = own.sums, args.out = dx;
-        launch.conv_bwd(0, args);
+        launch.conv_bwd(0, layer.tiled, args);
         launch.bn_coeffs(0, own.sums, coeffs, dgamma, dbeta);
         launch.bn_bwd(args.x, coeffs, residual_grad, dx);
     }
@@ -288,7 +294,7 @@ Failure launch_unit_bwd(const Unit& unit, const UnitBwd& args) {
         BnReluConv2dBwd own_args = launch.of_conv(unit.projection, unit.layers[0].relu, wanted ? Emit::dz : Emit::none, {args.dy}, args.x,
                                                   unit.shared ? launch.bn(0) : nullptr, args.projection, own.parts, args.dprojection);
         if (wanted) shortcut = own_args.out = own.dz;
-        launch.conv_bwd(PROJECTION, own_args);
+        launch.conv_bwd(PROJECTION, unit.projection, own_args);
     }
 
     Gradient pending{args.dy};
@@ -308,7 +314,7 @@ Failure launch_unit_bwd(const Unit& unit, const UnitBwd& args) {
         }
         if (emit != Emit::none) conv.sums = own.sums, conv.sums_tiles = layer.tiles;
         if (emit == Emit::g) conv.out = own.g[i % 2];
-        launch.conv_bwd(int(i), conv);
+        launch.conv_bwd(int(i), layer.tiled, conv);
         if (emit != Emit::none) launch.bn_coeffs(i, own.sums, own.coeffs[i % 2], dgamma, dbeta);
         pending = {conv.out, inputs[i], own.coeffs[i % 2]};
     }

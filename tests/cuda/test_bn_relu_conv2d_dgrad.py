@@ -5,12 +5,12 @@ import torch
 
 from fused_preact.backends.cuda import tiles
 from fused_preact.backends.cuda.environment import A100
-from fused_preact.backends.cuda.tiles import FLAT_GRAD, WINDOW_3X3, WINDOW_ANY, ConvTile
-from fused_preact.backends.cuda.wgrad_tiles import WgradTile
+from fused_preact.backends.cuda.tiles import FLAT_BWD, FLAT_GRAD, WINDOW_3X3, WINDOW_ANY, ConvTile
+from fused_preact.backends.cuda.wgrad_tiles import WgradTile, shared
 from fused_preact.backends.layout import conv_out_shape
 from fused_preact.backends.layout import tiles as count_tiles
 from fused_preact.ops.library import Operators
-from tests.cuda.kernels import nan, needs_simulator, problem, run
+from tests.cuda.kernels import nan, needs_simulator, problem, run_all
 from tests.cuda.test_bn_relu_conv2d_fwd import POINTWISE, WINDOWS, kernels
 from tests.testing.cases import name_of
 from tests.testing.numerics import assert_as_accurate, drawn
@@ -47,12 +47,12 @@ class Given:
         self.dy_coeffs = torch.randn(4, k)
         self.add_dz = nhwc(torch.randn(n, c, h, w).to(dtype)) if add_dz else None
         self.residual_grad = nhwc(torch.randn(n, c, h, w).to(dtype))
-        self.coeffs = torch.randn(4, c)
+        self.coeffs, self.dweight = torch.randn(4, c), None
         if not deferred:
             self.dy_x = self.dy_coeffs = None
 
     def __call__(self, tile, emit, relu=True, sums_tiles=None, residual_grad=False, wgrad=NONE[1], config=None):
-        """out, sums, parts of dweight and what the launch did."""
+        """out, sums and what the launch did; dweight, if it is wanted, as an attribute."""
         count = sums_tiles or count_tiles(self.x.shape)
         out = None if emit == "sums" else nhwc(nan(*self.x.shape, dtype=self.dtype))
         sums = nan(count, 2, self.c) if emit in ("g", "sums", "dx_sums") else None
@@ -61,8 +61,11 @@ class Given:
             dx["residual_grad"] = self.residual_grad
         fields = {name: getattr(self, name) for name in ("dy", "dy_x", "dy_coeffs", "x", "bn", "weight", "add_dz")}
         fields |= {"emit": emit, "tiles": count, "out": out, "sums": sums, "dgrad": tile, "wgrad": wgrad, **dx}
-        done = run("bn_relu_conv2d_bwd", config, dtype=self.dtype, conv=self.problem, relu=relu, **fields)
-        return out, sums, done
+        if wgrad.parts:
+            self.dweight = torch.full_like(self.weight, torch.nan)
+            fields |= {"dweight": self.dweight, "parts": nan(wgrad.parts, self.weight.numel())}
+        done = run_all("bn_relu_conv2d_bwd", config, dtype=self.dtype, conv=self.problem, relu=relu, **fields)
+        return out, sums, done[0]
 
     def reference(self, dtype, emit, relu=True, residual_grad=False):
         """out and sums of the eager backend."""
@@ -74,18 +77,22 @@ class Given:
         conv = (of["x"], of["bn"], of["weight"], *self.geometry, 1, relu, of["add_dz"])
         deferred = (of["dy"], of["dy_x"], of["dy_coeffs"], None)
         dx = (of["coeffs"], of["residual_grad"] if residual_grad else None) if emit.startswith("dx") else (None, None)
-        return EAGER.bn_relu_conv2d_bwd(*deferred, *conv, emit, *dx, False, False, False)[:2]
+        return EAGER.bn_relu_conv2d_bwd(*deferred, *conv, emit, *dx, False, True, False)[:3]
 
     def tensors(self):
         names = ("dy", "dy_x", "dy_coeffs", "x", "bn", "weight", "add_dz", "residual_grad", "coeffs")
         return [(name, getattr(self, name)) for name in names]
 
     def check(self, out, sums, emit, **how):
-        (theirs, their_sums), (exact, exact_sums) = (self.reference(dtype, emit, **how) for dtype in (self.dtype, torch.float64))
+        (theirs, their_sums, their_dw), (exact, exact_sums, exact_dw) = (
+            self.reference(dtype, emit, **how) for dtype in (self.dtype, torch.float64)
+        )
         assert_as_accurate("out", out, theirs, exact)
         for i, name in enumerate(("sum g", "sum g*xhat")):
             own, eager, truth = (None if s is None else s[:, i].sum(0) for s in (sums, their_sums, exact_sums))
             assert_as_accurate(name, own, eager, truth)
+        if self.dweight is not None:
+            assert_as_accurate("dweight", self.dweight, their_dw, exact_dw)
 
 
 def flat_tile(slab, out, k, blocks, z=False):
@@ -106,6 +113,18 @@ def test_every_flat_kernel(slab, out, many, deferred, dtype):
     dx, sums, _ = given(flat_tile(slab, out, given.k, 3), "dx_sums", residual_grad=True, sums_tiles=5)
     given.check(dx, sums, "dx_sums", residual_grad=True)
     assert not sums[3:].any()
+
+
+@dtypes
+@deferrals
+@pytest.mark.parametrize("emit", ["dz", "g", "sums"])
+@pytest.mark.parametrize(("slab", "out"), FLAT_BWD)
+def test_every_kernel_of_both_gradients(slab, out, emit, deferred, dtype):
+    """With tails in M, C and K, and blocks that take several tiles of pixels."""
+    given = Given(dtype, out - 8, slab - 8, (3, 13, 17), deferred, add_dz=emit == "dz")
+    tile = flat_tile(slab, out, given.k, 3, True)
+    found, sums, _ = given(tile, emit, wgrad=shared(tile.blocks), relu=emit != "dz")
+    given.check(found, sums, emit, relu=emit != "dz")
 
 
 WINDOW_KERNELS = [(name, *kernel) for name in WINDOWS for kernel in kernels(WINDOW_3X3 if name in ("3x3", "3x3-unpadded") else WINDOW_ANY)]

@@ -29,11 +29,15 @@ def problem(x: Shape, weight: Shape, stride: Pair, padding: Pair, dilation: Pair
     return tiles.Problem(x[0], x[1], weight[0], y, x_axis)
 
 
+def library_only(p: tiles.Problem) -> bool:
+    return bool(p.c % 8 or p.k % 8) or tiles.materialises(p)
+
+
 @functools.lru_cache(maxsize=65536)
 def fwd_plan(x: Shape, weight: Shape, conv: tuple[Pair, Pair, Pair], device: int | None) -> tuple[_cuda.Conv, _cuda.ConvTile] | None:
     """How the kernels of ours compute the convolution; None if there is none for it."""
     p = problem(x, weight, *conv)
-    tile = None if p.c % 8 or p.k % 8 else tiles.fwd_tile(p, count_tiles(conv_out_shape(x, weight, *conv)), environment.device(device))
+    tile = None if library_only(p) else tiles.fwd_tile(p, count_tiles(conv_out_shape(x, weight, *conv)), environment.device(device))
     return tile and (_cuda.Conv(p.n, p.c, p.k, p.y, p.x), _cuda.ConvTile(*tile))
 
 
@@ -47,12 +51,12 @@ class BwdPlan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=65536)
-def bwd_plan(x: Shape, weight: Shape, conv: tuple[Pair, Pair, Pair], want_dgrad: bool, want_dw: bool, device: int | None) -> BwdPlan:
+def bwd_plan(x: Shape, weight: Shape, conv: tuple[Pair, Pair, Pair], emit: str, want_dw: bool, device: int | None) -> BwdPlan:
     p, on = problem(x, weight, *conv), environment.device(device)
-    if p.c % 8 or p.k % 8:
+    if library_only(p):
         return BwdPlan(None, None, None)
-    both = want_dgrad and want_dw and tiles.shares_wgrad(p)
-    dgrad = tiles.dgrad_tile(p, count_tiles(x), on, both) if want_dgrad else None
+    both = want_dw and tiles.shares_wgrad(p, emit)
+    dgrad = tiles.dgrad_tile(p, count_tiles(x), on, both) if emit != "none" else None
     wgrad = wgrad_tiles.shared(dgrad.blocks) if both else wgrad_tiles.wgrad_tile(p, on) if want_dw else None
     native = dgrad and _cuda.ConvTile(*dgrad), wgrad and _cuda.WgradTile(*wgrad)
     return BwdPlan(_cuda.Conv(p.n, p.c, p.k, p.y, p.x), *native, wgrad.parts if wgrad else 0)
@@ -119,7 +123,7 @@ def bn_relu_conv2d_bwd(
         return eager.bn_relu_conv2d_bwd(*deferred, x, bn, weight, *conv, relu, add_dz, emit, coeffs, residual_grad, *wanted)
     plan = BwdPlan(None, None, None)
     if native(x, weight, groups, dy, dy_x, add_dz, residual_grad):
-        plan = bwd_plan(x.shape, weight.shape, conv[:3], emit != "none", want_dw, x.device.index)
+        plan = bwd_plan(x.shape, weight.shape, conv[:3], emit, want_dw, x.device.index)
     by_library = (emit != "none" and plan.dgrad is None) or (want_dw and plan.wgrad is None)
     # A deferred dy that is wanted in memory anyway is written first.
     if dy_coeffs is not None and (by_library or want_dy or want_dbias or dy_add is not None):

@@ -127,10 +127,16 @@ FLAT_GRAD = {
     (32, 128): Shape(1, 128, 8, 2),
     (64, 128): Shape(1, 64, 4, 2, 2),
 }
-# Those that compute dweight too.
-SHARING = ((64, 16), (128, 32), (16, 64), (32, 128))
+# The same kernel where it computes dweight too, whose sums take registers.
+FLAT_BWD = {
+    (64, 16): Shape(1, 128, 4, 3),
+    (128, 32): Shape(1, 64, 4, 2),
+    (16, 64): Shape(1, 128, 4, 3),
+    (32, 128): Shape(1, 128, 8, 2),
+}
 PARTS_SHARE = 4
 WIDEST_SLAB = 64
+LIBRARY_CHANNELS = 128
 # csrc/cuda/window.h
 MOST_TAPS, MOST_PHASES = 49, 4
 # Of every block's shared memory the system takes 1 KiB.
@@ -149,6 +155,12 @@ def bn_grid(channels: int, pixels: int, dtype: torch.dtype, tiles: int, device: 
         least = SMALL_TILE if pixels < SMALL_ACTIVATION else 1
         blocks = min(blocks, tiles, pixels // least)
     return Grid(columns, rows, max(1, blocks))
+
+
+def materialises(p: Problem) -> bool:
+    """Whether z is written once, for torch's library: wide convolutions of many taps are bound by arithmetic, which cuDNN is expected to do
+    faster than mma.sync (docs/performance.md)."""
+    return p.taps > 1 and min(p.c, p.k) >= LIBRARY_CHANNELS
 
 
 def fwd_tile(p: Problem, tiles: int, device: Device) -> ConvTile | None:
@@ -196,8 +208,9 @@ def dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool = False)
 
 
 def _flat_dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool) -> ConvTile | None:
-    slab, out = _key(FLAT_GRAD, p.k, p.c)
-    shape, pixels = FLAT_GRAD[slab, out], p.n * p.y.size * p.x.size
+    shapes = FLAT_BWD if with_wgrad else FLAT_GRAD
+    slab, out = _key(shapes, p.k, p.c)
+    shape, pixels = shapes[slab, out], p.n * p.y.size * p.x.size
     if with_wgrad:
         # What blocks write of dweight, and read again, should be little beside the activations.
         tiles = min(tiles, max(device.multiprocessors, pixels * (p.c + p.k) * 2 // PARTS_SHARE // (p.c * p.k * 4)))
@@ -206,9 +219,9 @@ def _flat_dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool) -
     )
 
 
-def shares_wgrad(p: Problem) -> bool:
-    """Whether one kernel computes both gradients: of pointwise convolutions whose dweight fits the registers of a block."""
-    return p.pointwise and any(p.k <= slab and p.c <= out for slab, out in SHARING)
+def shares_wgrad(p: Problem, emit: str) -> bool:
+    """Whether one kernel computes both gradients: of pointwise convolutions whose dweight fits the registers of a block, but for dx."""
+    return emit in ("dz", "g", "sums") and p.pointwise and any(p.k <= slab and p.c <= out for slab, out in FLAT_BWD)
 
 
 def _key(shapes: dict[tuple[int, int], Shape], summed: int, outputs: int) -> tuple[int, int]:

@@ -15,8 +15,8 @@ from fused_preact.backends.layout import conv_out_shape, empty, memory_format, t
 from fused_preact.backends.records import Case, Conv, Unit
 
 MOST_LAYERS = 3
-# What is wanted of a convolution's backward: (dgrad, wgrad).
-BWD = ((True, True), (True, False), (False, True))
+# What is wanted of a convolution's backward, as `bwd_plan` takes it: both gradients, and each alone.
+BWD = (("g", True), ("g", False), ("none", True))
 
 
 class UnitConv(NamedTuple):
