@@ -34,7 +34,7 @@ PER_ISA = ("bn", "bn_relu_conv2d_fwd", "bn_relu_conv2d_bwd", "probe")
 ONCE = ("bn_vectors", "unit", "pool", "dispatch", "binding")
 
 CUDA = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xptxas", "-warn-spills"]
-CUDA_HOST = ("binding", "bn_relu_conv2d_bwd")
+CUDA_HOST = ("binding", "bn_relu_conv2d_bwd", "unit")
 CUDA_DEVICE = (
     "bn",
     "bn_vectors",

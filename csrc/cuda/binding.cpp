@@ -3,11 +3,14 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
-#include "checks.h"
+#include "attempt.h"
 #include "kernels.h"
+#include "unit.h"
 
 namespace py = pybind11;
 
@@ -26,27 +29,17 @@ T* out(Address a) {
     return reinterpret_cast<T*>(a);
 }
 
-std::string sizes(const Elementwise& a) { return std::to_string(a.pixels) + " pixels x " + std::to_string(a.channels) + " channels"; }
-std::string sizes(const BnFinalize& a) { return std::to_string(a.tiles) + " tiles x " + std::to_string(a.channels) + " channels"; }
-std::string sizes(const BnCoeffs& a) { return std::to_string(a.tiles) + " tiles x " + std::to_string(a.channels) + " channels"; }
-std::string sizes(const Axis& y, const Axis& x) { return std::to_string(y.kernel) + "x" + std::to_string(x.kernel); }
-std::string sizes(const Conv& a) {
-    return std::to_string(a.n) + " images of " + std::to_string(a.y.in) + "x" + std::to_string(a.x.in) + ", " + sizes(a.y, a.x) + ", " + std::to_string(a.c) +
-           " channels to " + std::to_string(a.k);
+void check(const Failure& failure) {
+    if (failure.impossible) throw py::value_error(failure.text);
+    if (!failure.text.empty()) throw std::runtime_error(failure.text);
 }
-std::string sizes(const BnReluConv2dFwd& a) { return sizes(a.conv); }
-std::string sizes(const BnReluConv2dBwd& a) { return sizes(a.conv); }
 
 template <class Record>
 void launch(const char* name, Status (*kernel)(const Record&), const Record& record) {
-    if (const char* error = impossible(record)) throw py::value_error(std::string(name) + " of " + sizes(record) + ": " + error);
-    Status status;
-    {
+    check([&] {
         py::gil_scoped_release release;
-        status = kernel(record);
-    }
-    if (status.error)
-        throw std::runtime_error(std::string(name) + " of " + sizes(record) + " failed on cuda:" + std::to_string(record.target.device) + ": " + status.error);
+        return attempt(name, kernel, record);
+    }());
 }
 
 void bind_elementwise(py::module_& m) {
@@ -150,6 +143,68 @@ void bind_conv(py::module_& m) {
         "out and sums [tiles, 2, c], as emit says; parts of dweight and dweight.");
 }
 
+using Addresses = std::vector<Address>;
+
+template <class T>
+std::vector<T*> all(const Addresses& addresses) {
+    std::vector<T*> pointers;
+    for (Address a : addresses) pointers.push_back(reinterpret_cast<T*>(a));
+    return pointers;
+}
+
+void unit_fwd(const Unit& unit, int device, Address stream, bool again, int stats_tiles, Address x, Address stats, Address projection, const Addresses& layers,
+              const Addresses& inner, Address bns, Address y, Address y_stats, Address workspace) {
+    constexpr size_t EACH = 6;
+    UnitFwd args{{device, stream}, again, in(x), in<float>(stats), stats_tiles, in(projection), {}, all<void>(inner), out<float>(bns), out(y), out<float>(y_stats), out(workspace)};
+    for (size_t i = 0; i + EACH <= layers.size(); i += EACH) {
+        const Address* a = &layers[i];
+        args.layers.push_back({in<float>(a[0]), in<float>(a[1]), in(a[2]), out<float>(a[3]), out<float>(a[4]), out<int64_t>(a[5])});
+    }
+    check([&] {
+        py::gil_scoped_release release;
+        return launch_unit_fwd(unit, args);
+    }());
+}
+
+void unit_bwd(const Unit& unit, int device, Address stream, Address dy, Address x, Address bns, Address projection, const Addresses& inner,
+              const Addresses& weights, Address dx, Address dprojection, const Addresses& dgamma, const Addresses& dbeta, const Addresses& dweight,
+              Address workspace) {
+    const UnitBwd args{{device, stream},  in(dy), in(x), in<float>(bns), in(projection), all<const void>(inner), all<const void>(weights), out(dx), out(dprojection),
+                       all<float>(dgamma), all<float>(dbeta), all<void>(dweight), out(workspace)};
+    check([&] {
+        py::gil_scoped_release release;
+        return launch_unit_bwd(unit, args);
+    }());
+}
+
+py::list named(const std::vector<Piece>& pieces) {
+    py::list all;
+    for (const Piece& piece : pieces) all.append(py::make_tuple(piece.name, piece.offset, piece.bytes));
+    return all;
+}
+
+void bind_unit(py::module_& m) {
+    py::class_<TiledConv>(m, "TiledConv",
+                          "A convolution, the tiles of fwd, of dgrad and wgrad together, and of each alone, and whether dweight has the taps last.")
+        .def(py::init([](const Conv& conv, const ConvTile& fwd, const ConvTile& dgrad, const WgradTile& wgrad, const ConvTile& only_dgrad,
+                         const WgradTile& only_wgrad, bool taps_last) { return TiledConv{conv, fwd, {dgrad, wgrad}, {only_dgrad, only_wgrad}, taps_last}; }));
+    using Layer = std::tuple<TiledConv, int, bool, bool, bool, bool, bool, float, float>;
+    py::class_<Unit>(m, "Unit",
+                     "A residual unit; a layer is (convolution, tiles of its input's statistics, relu, norm, batch, update, cumulative, momentum, eps).")
+        .def(py::init([](Dtype dtype, const std::vector<Layer>& layers, bool shared, const std::optional<TiledConv>& projection, int y_tiles, const Grid& stats,
+                         const Grid& elements, bool two_dgrads) {
+            Unit unit{dtype, {}, projection.has_value(), shared, projection.value_or(TiledConv{}), y_tiles, stats, elements, two_dgrads};
+            for (const auto& [own, tiles, relu, norm, batch, update, cumulative, momentum, eps] : layers)
+                unit.layers.push_back({own, tiles, relu, norm, batch, update, cumulative, momentum, eps});
+            if (const char* error = impossible(unit)) throw py::value_error(std::string("a unit's plan: ") + error);
+            return unit;
+        }))
+        .def("fwd_workspace", [](const Unit& unit, bool keep) { return named(unit_fwd_workspace(unit, keep)); }, "(name, offset, bytes) of what fwd works in.")
+        .def("bwd_workspace", [](const Unit& unit, bool kept) { return named(unit_bwd_workspace(unit, kept)); }, "(name, offset, bytes) of what bwd works in.")
+        .def("fwd", &unit_fwd, "y, its stats, bns and inner activations.")
+        .def("bwd", &unit_bwd, "dx and the gradients of the parameters.");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -163,4 +218,5 @@ PYBIND11_MODULE(_cuda, m) {
     bind_elementwise(m);
     bind_vectors(m);
     bind_conv(m);
+    bind_unit(m);
 }

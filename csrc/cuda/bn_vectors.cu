@@ -66,8 +66,9 @@ __global__ void bn_merge_kernel(const BnFinalize args) {
 // bn: (mean, invstd, scale, beta, 1/M); the running statistics move, the variance by the unbiased one.
 __global__ void bn_finalize_kernel(const BnFinalize args) {
     const int c = own_channel();
-    const Merged all = merged(args, c);
+    Merged all = merged(args, c);
     if (threadIdx.y > 0 || c >= args.channels) return;
+    if (args.frozen && args.running_mean) all = {1, args.running_mean[c], args.running_var[c]};
     const double n = fmax(all.count, 1.0);
     const float mean = float(all.mean), invstd = float(1 / sqrt(all.m2 / n + double(args.eps)));
     float* bn = args.bn + c;
@@ -77,7 +78,7 @@ __global__ void bn_finalize_kernel(const BnFinalize args) {
     bn[3 * args.bn_pitch] = args.beta ? args.beta[c] : 0;
     bn[4 * args.bn_pitch] = args.frozen ? 0 : float(1 / n);
     if (c == 0 && args.num_batches_tracked && !args.cumulative) *args.num_batches_tracked += 1;
-    if (args.running_mean) {
+    if (args.running_mean && !args.frozen) {
         const float weight = args.cumulative ? 1 / float(*args.num_batches_tracked) : args.momentum;
         args.running_mean[c] += weight * (mean - args.running_mean[c]);
         args.running_var[c] += weight * (float(all.m2 / fmax(n - 1, 1.0)) - args.running_var[c]);

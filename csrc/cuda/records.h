@@ -132,7 +132,7 @@ struct BnFinalize {
     int64_t* num_batches_tracked = nullptr;  // or null; counted here, unless the average is cumulative: then this batch is counted
     bool cumulative = false;
     float momentum = 0, eps = 0;
-    bool frozen = false;
+    bool frozen = false;  // then the running statistics stay, and are the statistics if no others are given
     float* bn = nullptr;
     int64_t bn_pitch = 0;
 };

@@ -83,7 +83,7 @@ def _decode(numbers: tuple[int, ...], settings: tuple[float, ...]) -> Unit:
 class Case(NamedTuple):
     """What a backend is asked to run: a layer on x (N, C, H, W), forward and backward; without weight, a norm alone.
 
-    weight_dtype differs from dtype under autocast.
+    weight_dtype differs from dtype under autocast.  weights, of a whole unit: the shapes of its layers' and of its projection's.
     """
 
     device: str
@@ -92,6 +92,7 @@ class Case(NamedTuple):
     weight: tuple[int, ...] | None = None
     weight_dtype: torch.dtype | None = None
     conv: Conv | None = None
+    weights: tuple[tuple[int, ...], ...] = ()
 
 
 def _flat(conv: Conv) -> list[int]:

@@ -39,9 +39,10 @@ class Needs(NamedTuple):
         return cls(flat[0], flat[1], tuple(flat[2:half]), tuple(flat[half:]))
 
 
-def _native(unit: Unit, x: Tensor, params: Sequence[Tensor | None], insisted: str) -> Any:
+def _native(unit: Unit, x: Tensor, params: Sequence[Tensor | None], projection: Tensor | None, insisted: str) -> Any:
     weight = params[2]
-    case = Case(x.device.type, x.dtype, x.shape, weight.shape, weight.dtype, unit.layers[0].conv)
+    shapes = tuple([w.shape for w in params[2::3]] + ([] if projection is None else [projection.shape]))
+    case = Case(x.device.type, x.dtype, x.shape, weight.shape, weight.dtype, unit.layers[0].conv, shapes)
     return choose_unit(unit, case, insisted)
 
 
@@ -83,7 +84,7 @@ def unit_fwd(
     gather: Exchange | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...]]:
     """y = x + F(x), the statistics of y if wanted, bns, and inner if `keep`."""
-    native = None if gather else _native(unit, x, params, insisted)
+    native = None if gather else _native(unit, x, params, projection, insisted)
     if native is not None:
         return native.unit_fwd(unit, x, stats, projection, params, buffers, keep, want_stats)
     h, residual, bns, inner = x, None, [], []
@@ -117,7 +118,7 @@ def unit_recompute(
     insisted: str,
 ) -> Tensor:
     """y of a unit again, from x and the bn vectors of its forward: nothing else moves."""
-    native = _native(unit, x, params, insisted)
+    native = _native(unit, x, params, projection, insisted)
     if native is not None:
         return native.unit_recompute(unit, x, bns, projection, params)
     vectors = _split(unit, bns, params)
@@ -141,7 +142,7 @@ def unit_bwd(
     reduce: Exchange | None = None,
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
     """dx, the projection's gradient, and dgamma, dbeta, dweight of each layer: those that are needed, in this order."""
-    native = None if reduce else _native(unit, x, params, insisted)
+    native = None if reduce else _native(unit, x, params, projection, insisted)
     if native is not None:
         return native.unit_bwd(unit, dy, x, bns, inner, projection, params, needs)
     vectors = _split(unit, bns, params)

@@ -6,7 +6,7 @@ This module can always be imported; the primitives are there where `unavailable`
 import torch
 
 from fused_preact.backends.cuda import environment
-from fused_preact.backends.records import Case
+from fused_preact.backends.records import Case, Unit
 
 TWO_DGRADS = False
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,6 +35,13 @@ def why_not(case: Case) -> str | None:
     return None
 
 
+def why_not_unit(unit: Unit, case: Case) -> str | None:
+    """Why a unit is composed of primitives instead, in a sentence, or None."""
+    return why_not(case) or refusal(unit, case)
+
+
 if _REASON is None:
     from fused_preact.backends.cuda.bn import bn_bwd, bn_coeffs, bn_finalize, bn_finalize_update, bn_merge, bn_relu, bn_relu_bwd, bn_stats
     from fused_preact.backends.cuda.conv import bn_relu_conv2d_bwd, bn_relu_conv2d_fwd
+    from fused_preact.backends.cuda.unit import unit_bwd, unit_fwd, unit_recompute
+    from fused_preact.backends.cuda.unit_plan import refusal

@@ -28,7 +28,9 @@ def _sizes(x: Tensor, tiles: int = 0) -> tuple:
 
 def float_vector(t: Tensor | None) -> Tensor | None:
     """Per-channel values as kernels read them."""
-    return None if t is None else _aligned(vector(t.float()))
+    if t is None or (t.dtype == torch.float32 and t.is_contiguous() and t.data_ptr() % CHUNK_BYTES == 0):
+        return t
+    return _aligned(vector(t.float()))
 
 
 def norm_vectors(bn: Tensor | None) -> tuple[Tensor | None, int]:

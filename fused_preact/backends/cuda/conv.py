@@ -23,7 +23,7 @@ NO_DGRAD, NO_WGRAD = _cuda.ConvTile(0, 0, 0, 0, 0), _cuda.WgradTile(0, 0, 0, 0, 
 
 
 @functools.lru_cache(maxsize=65536)
-def _problem(x: Shape, weight: Shape, stride: Pair, padding: Pair, dilation: Pair) -> tiles.Problem:
+def problem(x: Shape, weight: Shape, stride: Pair, padding: Pair, dilation: Pair) -> tiles.Problem:
     out = conv_out_shape(x, weight, stride, padding, dilation)
     y, x_axis = (tiles.Axis(x[i + 2], out[i + 2], weight[i + 2], stride[i], padding[i], dilation[i]) for i in (0, 1))
     return tiles.Problem(x[0], x[1], weight[0], y, x_axis)
@@ -34,9 +34,9 @@ def library_only(p: tiles.Problem) -> bool:
 
 
 @functools.lru_cache(maxsize=65536)
-def _fwd_plan(x: Shape, weight: Shape, conv: tuple[Pair, Pair, Pair], device: int | None) -> tuple[_cuda.Conv, _cuda.ConvTile] | None:
+def fwd_plan(x: Shape, weight: Shape, conv: tuple[Pair, Pair, Pair], device: int | None) -> tuple[_cuda.Conv, _cuda.ConvTile] | None:
     """How the kernels of ours compute the convolution; None if there is none for it."""
-    p = _problem(x, weight, *conv)
+    p = problem(x, weight, *conv)
     tile = None if library_only(p) else tiles.fwd_tile(p, count_tiles(conv_out_shape(x, weight, *conv)), environment.device(device))
     return tile and (_cuda.Conv(p.n, p.c, p.k, p.y, p.x), _cuda.ConvTile(*tile))
 
@@ -51,8 +51,8 @@ class BwdPlan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=65536)
-def _bwd_plan(x: Shape, weight: Shape, conv: tuple[Pair, Pair, Pair], emit: str, want_dw: bool, device: int | None) -> BwdPlan:
-    p, on = _problem(x, weight, *conv), environment.device(device)
+def bwd_plan(x: Shape, weight: Shape, conv: tuple[Pair, Pair, Pair], emit: str, want_dw: bool, device: int | None) -> BwdPlan:
+    p, on = problem(x, weight, *conv), environment.device(device)
     if library_only(p):
         return BwdPlan(None, None, None)
     both = want_dw and tiles.shares_wgrad(p, emit)
@@ -83,7 +83,7 @@ def bn_relu_conv2d_fwd(
 ) -> tuple[Tensor, Tensor | None]:
     if not x.numel():
         return eager.bn_relu_conv2d_fwd(x, bn, weight, bias, residual, stride, padding, dilation, groups, relu, want_stats, after)
-    plan = _fwd_plan(x.shape, weight.shape, (stride, padding, dilation), x.device.index) if native(x, weight, groups, residual) else None
+    plan = fwd_plan(x.shape, weight.shape, (stride, padding, dilation), x.device.index) if native(x, weight, groups, residual) else None
     if plan is None:
         return library.fwd(norm, x, bn, weight, bias, residual, (stride, padding, dilation, groups), relu, want_stats)
     shape = conv_out_shape(x.shape, weight.shape, stride, padding, dilation)
@@ -123,7 +123,7 @@ def bn_relu_conv2d_bwd(
         return eager.bn_relu_conv2d_bwd(*deferred, x, bn, weight, *conv, relu, add_dz, emit, coeffs, residual_grad, *wanted)
     plan = BwdPlan(None, None, None)
     if native(x, weight, groups, dy, dy_x, add_dz, residual_grad):
-        plan = _bwd_plan(x.shape, weight.shape, conv[:3], emit, want_dw, x.device.index)
+        plan = bwd_plan(x.shape, weight.shape, conv[:3], emit, want_dw, x.device.index)
     by_library = (emit != "none" and plan.dgrad is None) or (want_dw and plan.wgrad is None)
     # A deferred dy that is wanted in memory anyway is written first.
     if dy_coeffs is not None and (by_library or want_dy or want_dbias or dy_add is not None):

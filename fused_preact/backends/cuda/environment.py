@@ -96,6 +96,12 @@ def device(index: int | None) -> Device:
     return Device(found.multi_processor_count, found.shared_memory_per_block_optin)
 
 
+@functools.cache
+def devices() -> tuple[int | None, ...]:
+    """All of this machine, as `device` takes them."""
+    return (None,) if simulated() else tuple(range(torch.cuda.device_count()))
+
+
 def _load_simulated() -> str | None:
     name, library = "fused_preact._cuda", SIMULATOR / "_cuda.so"
     if not library.exists():

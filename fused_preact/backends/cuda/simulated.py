@@ -17,7 +17,7 @@ def report() -> str:
     return _library.ptxsim_report().decode().strip()
 
 
-def launch(kernel: Callable[..., None], numbers: tuple, reads: dict[str, Tensor | None], writes: dict[str, Tensor | None]) -> None:
+def launch(kernel: Callable[..., None], args: tuple, reads: dict[str, Tensor | None], writes: dict[str, Tensor | None]) -> None:
     """Raises RuntimeError with what the simulator objects to."""
     _library.ptxsim_next()
     # What is read and written is writable.
@@ -25,7 +25,7 @@ def launch(kernel: Callable[..., None], numbers: tuple, reads: dict[str, Tensor 
     for name, t, writable in tensors:
         _library.ptxsim_region(ctypes.c_void_p(t.data_ptr()), ctypes.c_size_t(_span(t)), name.encode(), writable)
     try:
-        kernel(0, 0, *numbers, *(0 if t is None else t.data_ptr() for t in (*reads.values(), *writes.values())))
+        kernel(0, 0, *args)
     except RuntimeError as error:
         if reported := report():
             raise RuntimeError(f"{error}: {reported}") from None
