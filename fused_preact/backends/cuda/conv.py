@@ -163,18 +163,36 @@ def _native_bwd(
     count = count_tiles(x.shape)
     out = None if emit in ("none", "sums") else Output.empty(x.shape, x.dtype, x, weight)
     sums = empty_wide((count, 2, x.size(1)), x) if emit in ("g", "sums", "dx_sums") else None
-    dense, dweight, parts, taps_last = nhwc(weight), None, None, False
+    dweight = parts = None
     if plan.wgrad:
-        dweight = torch.empty_like(weight)
-        taps_last = not dweight.is_contiguous(memory_format=torch.channels_last)
+        dweight = weight_gradient(weight)
         parts = torch.empty((plan.parts, weight.numel()), dtype=torch.float32, device=x.device)
+    if emit not in ("dx", "dx_sums"):
+        coeffs = residual_grad = None
     bn, pitch = norm.norm_vectors(bn)
-    reads = {"dy": nhwc(dy), "dy_x": nhwc(dy_x), "dy_coeffs": norm.float_vector(dy_coeffs), "x": nhwc(x), "bn": bn, "weight": dense}
-    if emit in ("dx", "dx_sums"):
-        reads |= {"add_dz": nhwc(add_dz), "coeffs": norm.float_vector(coeffs), "residual_grad": nhwc(residual_grad)}
-    else:
-        reads |= {"add_dz": nhwc(add_dz), "coeffs": None, "residual_grad": None}
+    taps_last = dweight is not None and has_taps_last(dweight)
     sizes = (DTYPES[x.dtype], plan.conv, plan.dgrad or NO_DGRAD, plan.wgrad or NO_WGRAD, pitch, relu, EMITS[emit], count, taps_last)
+    reads = {"dy": nhwc(dy), "dy_x": nhwc(dy_x), "dy_coeffs": norm.float_vector(dy_coeffs), "x": nhwc(x), "bn": bn, "weight": nhwc(weight)}
+    reads |= {"add_dz": nhwc(add_dz), "coeffs": norm.float_vector(coeffs), "residual_grad": nhwc(residual_grad)}
     writes = {"out": out and out.memory, "sums": sums, "parts": parts, "dweight": dweight}
     launch(_cuda.bn_relu_conv2d_bwd, x, *sizes, reads=reads, writes=writes)
-    return out and out.get(), sums, dweight
+    return out and out.get(), sums, as_its_weight(dweight, weight)
+
+
+def weight_gradient(weight: Tensor) -> Tensor:
+    """Where kernels write the gradient of a weight: like the weight, if they write its strides."""
+    gradient = torch.empty_like(weight)
+    dense = gradient.is_contiguous() or not has_taps_last(gradient)
+    return gradient if dense else torch.empty_like(weight, memory_format=torch.contiguous_format)
+
+
+def has_taps_last(gradient: Tensor) -> bool:
+    return not gradient.is_contiguous(memory_format=torch.channels_last)
+
+
+def as_its_weight(gradient: Tensor | None, weight: Tensor | None) -> Tensor | None:
+    """The gradient with the strides of `empty_like(weight)`."""
+    if gradient is None or gradient.stride() == weight.stride():
+        return gradient
+    like = torch.empty_like(weight)
+    return gradient if gradient.stride() == like.stride() else like.copy_(gradient)

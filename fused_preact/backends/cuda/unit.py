@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fused_preact.backends.cuda.bn import float_vector
+from fused_preact.backends.cuda.conv import as_its_weight, weight_gradient
 from fused_preact.backends.cuda.launch import Tensors, address, launch_at
 from fused_preact.backends.cuda.unit_plan import Plan, plan
 from fused_preact.backends.layout import empty_wide, is_channels_last
@@ -71,10 +72,8 @@ def unit_bwd(
         [bns.new_empty(c) if wanted else None for c, wanted in zip(made.channels, needs.affine, strict=True)] for _ in range(2)
     )
     wanted = [*needs.weight, needs.projection]
-    dweight = [
-        _gradient(w, in_place) if want else None for w, in_place, want in zip((*own, projection), made.in_place, wanted, strict=False)
-    ]
-    *dweight, dprojection = dweight if projection is not None else (*dweight, None)
+    dweight = [weight_gradient(w) if want else None for w, want in zip((*own, projection), wanted, strict=True)]
+    *dweight, dprojection = dweight
     pieces = made.bwd_pieces[bool(inner)]
     workspace = _workspace(pieces, x)
     launch_at(
@@ -87,9 +86,9 @@ def unit_bwd(
             | _numbered(dgamma=dgamma, dbeta=dbeta, dweight=dweight) | _cut(workspace, pieces),
         ),
     )  # fmt: skip
-    dweight = [_as_its_weight(t, w, in_place) for t, w, in_place in zip(dweight, own, made.in_place, strict=False)]
+    dweight = [as_its_weight(t, w) for t, w in zip(dweight, own, strict=True)]
     grads = [t for layer in zip(dgamma, dbeta, dweight, strict=True) for t in layer if t is not None]
-    return dx and dx.get(), _as_its_weight(dprojection, projection, made.in_place[-1]), grads
+    return dx and dx.get(), as_its_weight(dprojection, projection), grads
 
 
 def _launch_fwd(
@@ -169,15 +168,6 @@ def _workspace(pieces: Pieces, like: Tensor) -> Tensor:
 
 def _cut(workspace: Tensor, pieces: Pieces) -> Tensors:
     return {name: workspace.narrow(0, offset, size) for name, offset, size in pieces if size}
-
-
-def _gradient(weight: Tensor, in_place: bool) -> Tensor:
-    """Where kernels write the gradient of a weight."""
-    return torch.empty_like(weight, memory_format=torch.preserve_format if in_place else torch.contiguous_format)
-
-
-def _as_its_weight(gradient: Tensor | None, weight: Tensor | None, in_place: bool) -> Tensor | None:
-    return gradient if gradient is None or in_place else torch.empty_like(weight).copy_(gradient)
 
 
 def _numbered(**tensors: Sequence[Tensor | None]) -> Tensors:

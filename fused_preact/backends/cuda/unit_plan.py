@@ -8,7 +8,7 @@ import torch
 
 from fused_preact import _cuda
 from fused_preact.backends.cuda import environment
-from fused_preact.backends.cuda.conv import HALVES, NO_DGRAD, NO_WGRAD, Shape, bwd_plan, fwd_plan, problem
+from fused_preact.backends.cuda.conv import HALVES, NO_DGRAD, NO_WGRAD, Shape, bwd_plan, fwd_plan, has_taps_last, problem, weight_gradient
 from fused_preact.backends.cuda.launch import DTYPES
 from fused_preact.backends.cuda.tiles import bn_grid
 from fused_preact.backends.layout import conv_out_shape, empty, memory_format, tiles
@@ -73,8 +73,8 @@ def _has_kernels(own: UnitConv, device: int | None) -> bool:
 class Plan:
     """Of a unit. weights and projection: (shape, strides).
 
-    native: `_cuda.Unit`.  shapes, formats: of the outputs of its layers; dx has the format of the first.  in_place: whether the gradient of
-    each weight (the projection's last) has strides that kernels write.  fwd_pieces[keep], bwd_pieces[kept]: what a workspace holds.
+    native: `_cuda.Unit`.  shapes, formats: of the outputs of its layers; dx has the format of the first.  fwd_pieces[keep],
+    bwd_pieces[kept]: what a workspace holds.
     """
 
     def __init__(
@@ -91,12 +91,9 @@ class Plan:
         # Tensors without memory: the input and the weight of a layer decide the format of its output.
         own = [torch.empty_strided(*weight, device="meta") for weight in weights]
         like = torch.empty(x, device="meta", memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        self.in_place, self.formats, self.shapes, tiled = [], [], [], []
+        self.formats, self.shapes, tiled = [], [], []
         for weight, conv in zip(own, convolutions(unit, x, [w.shape for w in own]), strict=True):
-            gradient = torch.empty_like(weight)
-            taps_last = not gradient.is_contiguous(memory_format=torch.channels_last)
-            self.in_place.append(gradient.is_contiguous() or not taps_last)
-            tiled.append(_tiled(conv, taps_last, device))
+            tiled.append(_tiled(conv, has_taps_last(weight_gradient(weight)), device))
             self.shapes.append(conv.y)
         for i, weight in enumerate(own[: len(unit.layers)]):
             self.formats.append(memory_format(like, weight))
