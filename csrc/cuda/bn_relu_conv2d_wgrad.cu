@@ -57,15 +57,11 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_wgrad_
         x.start(tile, c);
     };
     start(blockIdx.x);
-    Values<8> scale{}, shift{};
-    if (args.bn && has_x) {
-        const Norm<T, 8> norm(args.bn + x.channel(c), args.bn_pitch);
-        scale = norm.scale, shift = norm.shift;
-    }
+    const ThreadNorm<T> norm(args.bn, args.bn_pitch, has_x ? x.channel(c) : 0);
 
     WgradSums<S> sums{};
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        apply_prologue(prologue, inputs, x, has_x, scale, shift);
+        apply_prologue(prologue, inputs, x, has_x, norm);
         // Beyond the last pixel z is relu(shift), and a deferred dy c - b*mean.
         const int left = int(min(pixels - int64_t(tile) * S::PIXELS, int64_t(S::PIXELS))) - dy.thread.row;
         store_slab(staged, dy, has_dy, [&](const typename Source::Raw& raw, int row) { return !DEFERRED || row < left ? source.chunk(raw) : uint4{}; });
@@ -75,7 +71,7 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_wgrad_
         __syncthreads();
     }
     add_shares<S>(sums, memory);
-    store_part<S>(args.parts + int64_t(blockIdx.x) * conv.k * conv.c, sums, conv, k * S::K, c * S::C, 0);
+    store_part<S>(args.parts + int64_t(blockIdx.x) * conv.k * conv.c, sums, conv, k * S::K, c * S::C, 0, 1);
 }
 
 // Of the shapes of fused_preact/backends/cuda/wgrad_tiles.py, the one of this tile.

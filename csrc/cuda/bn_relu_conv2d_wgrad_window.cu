@@ -10,28 +10,31 @@
 namespace fused_preact::cuda {
 namespace {
 
-// A tile of dy; zeros outside, where a deferred one would be c - b*mean.
-template <bool DEFERRED, class T, class S>
-__device__ inline void stage_gradient(char* staged, const BnReluConv2dBwd& args, const Outputs<S>& outputs, int first) {
-    if constexpr (!DEFERRED) {
-        copy_output_like<T, S>(staged, args.dy, outputs, first, args.conv.k);
-    } else {
-        using Source = Gradient<T, true>;
-        const Walk<S::THREADS, S::PIXELS, S::Out::CHUNKS> thread;
-        const int channel = first + 8 * thread.chunk, step = outputs.template step<decltype(thread)>();
-        const bool has = channel < args.conv.k;
-        const Source source(args.dy, args.dy_x, args.dy_coeffs, args.conv.k, has ? channel : 0);
-        const T* const from = static_cast<const T*>(args.dy) + outputs.at(thread, channel);
-        typename Source::Raw raw[thread.COUNT];
-        auto inside = [&](int i) { return has && outputs.has(thread.row + i * thread.STEP); };
+// The thread's chunks of a tile of dy, from `channel` on, as of a window; zeros outside, where a deferred one would be c - b*mean.
+template <class T, class S, bool DEFERRED>
+struct GradientLoader {
+    using Source = Gradient<T, DEFERRED>;
+    using Thread = Walk<S::THREADS, S::PIXELS, S::Out::CHUNKS>;
+    Thread thread;
+    typename Source::Raw raw[Thread::COUNT];
+    bool inside[Thread::COUNT];
+
+    __device__ void start(const T* dy, const Outputs<S>& outputs, int channel, int k, const Source& source) {
+        const T* const from = dy + outputs.at(thread, channel);
+        const int step = outputs.template step<Thread>();
 #pragma unroll
-        for (int i = 0; i < thread.COUNT; ++i)
-            if (inside(i)) raw[i] = source.read(from + int64_t(i) * step);
-#pragma unroll
-        for (int i = 0; i < thread.COUNT; ++i)
-            *reinterpret_cast<uint4*>(staged + S::Out::at(thread.row, thread.chunk) + i * thread.STEP * S::Out::BYTES) = inside(i) ? source.chunk(raw[i]) : uint4{};
+        for (int i = 0; i < Thread::COUNT; ++i) {
+            inside[i] = channel < k && outputs.has(thread.row + i * Thread::STEP);
+            if (inside[i]) raw[i] = source.read(from + int64_t(i) * step);
+        }
     }
-}
+    __device__ void finish(char* staged, const Source& source) const {
+        char* const to = staged + S::Out::at(thread.row, thread.chunk);
+#pragma unroll
+        for (int i = 0; i < Thread::COUNT; ++i)
+            *reinterpret_cast<uint4*>(to + i * Thread::STEP * S::Out::BYTES) = inside[i] ? source.chunk(raw[i]) : uint4{};
+    }
+};
 
 // The group's taps, wherever in the window: each reads its own pixels.
 template <class T, class S>
@@ -73,6 +76,7 @@ template <class T, class S>
 struct Taps3x3 {
     using Geometry = Window3x3<S, false>;
     static_assert(S::WIDTH == 8 && S::TAPS == 9);
+    static constexpr int count = S::TAPS;
 
     __device__ Taps3x3(const Geometry&, int) {}
 
@@ -106,7 +110,7 @@ struct Taps3x3 {
     }
 };
 
-// Blocks take tiles of outputs in turn, for their channels of both and their taps.
+// Blocks take tiles of outputs in turn, for their channels of both and their taps. While one tile is multiplied, the next is on its way.
 template <class T, class S, class Taps, bool DEFERRED>
 __global__ void __launch_bounds__(S::THREADS, S::RESIDENT)
     bn_relu_conv2d_wgrad_window_kernel(const __grid_constant__ BnReluConv2dBwd args, const __grid_constant__ Window host_window) {
@@ -115,29 +119,40 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT)
     const typename Taps::Geometry geometry{host_window};
     const Conv& conv = args.conv;
     const Axis &down = conv.y, &across = conv.x;
+    const int tiles = conv.n * ((down.out + S::HEIGHT - 1) / S::HEIGHT) * ((across.out + S::WIDTH - 1) / S::WIDTH);
     const int slabs = (conv.c + S::C - 1) / S::C, first_tap = blockIdx.z / slabs * S::TAPS, first_k = blockIdx.y * S::K, first_c = blockIdx.z % slabs * S::C;
-    const int channel = first_c + threadIdx.x % S::In::CHUNKS * 8, tiles = conv.n * ((down.out + S::HEIGHT - 1) / S::HEIGHT) * ((across.out + S::WIDTH - 1) / S::WIDTH);
-    const bool has = channel < conv.c;
+    // The thread's first of dy and of x.
+    const int k = first_k + threadIdx.x % S::Out::CHUNKS * 8, c = first_c + threadIdx.x % S::In::CHUNKS * 8;
     const Prologue prologue = prologue_of(args.bn, args.relu);
+    const ThreadNorm<T> norm(args.bn, args.bn_pitch, c < conv.c ? c : 0);
+    const Gradient<T, DEFERRED> gradient(args.dy, args.dy_x, args.dy_coeffs, conv.k, k < conv.k ? k : 0);
     const Taps taps(geometry, first_tap);
 
-    WgradSums<S> sums{};
-    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    using Source = Activation<T, Prologue::none>;
+    WindowLoader<T, S, typename Taps::Geometry, Source> x;
+    GradientLoader<T, S, DEFERRED> dy;
+    auto start = [&](int tile) {
+        if (tile >= tiles) return;
         const TileAt at = TileAt::of<S>(tile, down.out, across.out);
         const Outputs<S> outputs{((int64_t(at.image) * down.out + at.y) * across.out + at.x) * conv.k, across.out * conv.k, conv.k,
                                  min(down.out - at.y, S::HEIGHT), min(across.out - at.x, S::WIDTH)};
-        const Image<T> image{static_cast<const T*>(args.x) + int64_t(at.image) * down.in * across.in * conv.c + channel, has ? down.in : 0, across.in, conv.c};
-        stage_gradient<DEFERRED, T>(staged, args, outputs, first_k);
-        with_prologue(prologue, [&](auto p) {
-            fill_window<T, S>(window, geometry, image, at, Activation<T, p()>(args.bn, args.bn_pitch, has ? channel : 0));
-        });
-        wait_for_copies();
+        const Image<T> image{static_cast<const T*>(args.x) + int64_t(at.image) * down.in * across.in * conv.c + c, c < conv.c ? down.in : 0, across.in, conv.c};
+        x.start(geometry, image, at, Source(norm));
+        dy.start(static_cast<const T*>(args.dy), outputs, k, conv.k, gradient);
+    };
+
+    WgradSums<S> sums{};
+    start(blockIdx.x);
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        with_prologue(prologue, [&](auto p) { x.finish(window, geometry, Activation<T, p()>(norm)); });
+        dy.finish(staged, gradient);
         __syncthreads();
+        start(tile + gridDim.x);
         taps.multiply(sums, staged, window);
         __syncthreads();
     }
     add_shares<S>(sums, memory);
-    store_part<S>(args.parts + int64_t(blockIdx.x) * conv.k * conv.taps() * conv.c, sums, conv, first_k, first_c, first_tap);
+    store_part<S>(args.parts + int64_t(blockIdx.x) * conv.k * conv.taps() * conv.c, sums, conv, first_k, first_c, first_tap, taps.count);
 }
 
 // Of the shapes of fused_preact/backends/cuda/wgrad_tiles.py, the one of this tile. body(shape, Taps of T)

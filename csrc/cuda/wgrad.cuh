@@ -98,21 +98,22 @@ __device__ inline void add_shares(WgradSums<S>& sums, void* memory) {
     }
 }
 
-// To part [k][taps][c], from output channel `first_k`, input channel `first_c` and tap `first_tap` on; what is beyond the last is left out.
+// To part [k][taps][c], from output channel `first_k`, input channel `first_c` and tap `first_tap` on, so many taps; channels beyond the last are
+// left out.
 template <class S>
-__device__ inline void store_part(float* part, const WgradSums<S>& sums, const Conv& conv, int first_k, int first_c, int first_tap) {
+__device__ inline void store_part(float* part, const WgradSums<S>& sums, const Conv& conv, int first_k, int first_c, int first_tap, int taps) {
     const WgradWarp<S> warp;
     if (warp.share > 0) return;
     // Channels come in whole 8, so that either all lanes are inside or none.
-    const int k = first_k + warp.k, c = first_c + warp.c, taps = conv.taps();
-    float* const own = part + (int64_t(k + warp.lane / 4) * taps + first_tap) * conv.c + c + 2 * (warp.lane % 4);
+    const int k = first_k + warp.k, c = first_c + warp.c, step = conv.taps() * conv.c;
+    float* own = part + int64_t(k + warp.lane / 4) * step + first_tap * conv.c + c + 2 * (warp.lane % 4);
 #pragma unroll
-    for (int row = 0; row < 2 * S::ROWS; ++row) {
+    for (int row = 0; row < 2 * S::ROWS; ++row, own += 8 * int64_t(step)) {
         if (k + 8 * row >= conv.k) break;
+        float* to = own;
 #pragma unroll
-        for (int tap = 0; tap < S::TAPS; ++tap) {
-            if (first_tap + tap >= taps) break;
-            float* const to = own + (int64_t(8 * row) * taps + tap) * conv.c;
+        for (int tap = 0; tap < S::TAPS; ++tap, to += conv.c) {
+            if (tap >= taps) break;
 #pragma unroll
             for (int j = 0; j < S::COLUMNS; ++j)
                 if (c + 8 * j < conv.c) *reinterpret_cast<float2*>(to + 8 * j) = {sums[tap][row / 2][j][row % 2 * 2], sums[tap][row / 2][j][row % 2 * 2 + 1]};

@@ -34,23 +34,36 @@ struct Window3x3 {
         for (int tap = 0; tap < TAPS; ++tap) body((tap / 3 * WIDTH + tap % 3) * S::In::BYTES, TRANSPOSED ? TAPS - 1 - tap : tap);
     }
 
-    // store(row of the window, read(offset)) for the thread's chunks, whose image's pixels begin at y, x; zero(row) outside the image.
-    template <class T, class Read, class Store>
-    __device__ void fill(const Image<T>& image, int y, int x, Read&& read, Store&& store) const {
-        const int place = threadIdx.x / S::In::CHUNKS, column = place % WIDTH, row = place / WIDTH;
-        if (row >= AT_ONCE) return;
-        const bool across = unsigned(x + column) < unsigned(image.width);
-        const int step = AT_ONCE * image.width * image.channels;
-        const T* from = image.pixels + (int64_t(y + row) * image.width + x + column) * image.channels;
-        decltype(read(from)) raw[COUNT];
-        auto inside = [&](int i) { return across && unsigned(y + row + i * AT_ONCE) < unsigned(image.height) && row + i * AT_ONCE < HEIGHT; };
+    // The thread's chunks of a window, on their way: read(address) of those inside the image, whose pixels begin at y, x, and then
+    // store(row of the window, raw, whether it is inside).
+    template <class T, class Raw>
+    struct Chunks {
+        Raw raw[COUNT];
+        bool inside[COUNT];
+
+        template <class Read>
+        __device__ void start(const Window3x3&, const Image<T>& image, int y, int x, Read&& read) {
+            const int column = column_of_thread(), row = row_of_thread();
+            const bool across = row < AT_ONCE && unsigned(x + column) < unsigned(image.width);
+            const int step = AT_ONCE * image.width * image.channels;
+            const T* from = image.pixels + (int64_t(y + row) * image.width + x + column) * image.channels;
 #pragma unroll
-        for (int i = 0; i < COUNT; ++i)
-            if (inside(i)) raw[i] = read(from + int64_t(i) * step);
+            for (int i = 0; i < COUNT; ++i) {
+                inside[i] = across && unsigned(y + row + i * AT_ONCE) < unsigned(image.height) && row + i * AT_ONCE < HEIGHT;
+                if (inside[i]) raw[i] = read(from + int64_t(i) * step);
+            }
+        }
+        template <class Read, class Store>
+        __device__ void finish(const Window3x3&, Read&&, Store&& store) const {
+            const int column = column_of_thread(), row = row_of_thread();
+            if (row >= AT_ONCE) return;
 #pragma unroll
-        for (int i = 0; i < COUNT; ++i)
-            if (row + i * AT_ONCE < HEIGHT) store((row + i * AT_ONCE) * WIDTH + column, raw[i], inside(i));
-    }
+            for (int i = 0; i < COUNT; ++i)
+                if (row + i * AT_ONCE < HEIGHT) store((row + i * AT_ONCE) * WIDTH + column, raw[i], inside[i]);
+        }
+    };
+    static __device__ int column_of_thread() { return threadIdx.x / S::In::CHUNKS % WIDTH; }
+    static __device__ int row_of_thread() { return threadIdx.x / S::In::CHUNKS / WIDTH; }
 };
 
 // Any taps, stride and dilation.
@@ -76,18 +89,30 @@ struct AnyWindow {
     }
     __device__ int offset_of(int tap) const { return (w.taps[tap].y * w.x.extent + column_of(w.taps[tap].x)) * S::In::BYTES; }
 
-    template <class T, class Read, class Store>
-    __device__ void fill(const Image<T>& image, int y, int x, Read&& read, Store&& store) const {
-        const int all = w.y.extent * w.x.extent;
-        for (int i = threadIdx.x / S::In::CHUNKS; i < all; i += S::THREADS / S::In::CHUNKS) {
-            const int row = i / w.x.extent, column = i - row * w.x.extent, iy = y + row * w.y.sample, ix = x + column * w.x.sample;
-            const bool inside = unsigned(iy) < unsigned(image.height) && unsigned(ix) < unsigned(image.width);
-            const T* const from = image.pixels + (int64_t(iy) * image.width + ix) * image.channels;
-            decltype(read(from)) raw;
-            if (inside) raw = read(from);
-            store(row * w.x.extent + column_of(column), raw, inside);
+    // As of Window3x3, but of any number: they are read when they are stored.
+    template <class T, class Raw>
+    struct Chunks {
+        Image<T> image;
+        int y, x;
+
+        template <class Read>
+        __device__ void start(const AnyWindow&, const Image<T>& own, int first_y, int first_x, Read&&) {
+            image = own, y = first_y, x = first_x;
         }
-    }
+        template <class Read, class Store>
+        __device__ void finish(const AnyWindow& geometry, Read&& read, Store&& store) const {
+            const Window& w = geometry.w;
+            const int all = w.y.extent * w.x.extent;
+            for (int i = threadIdx.x / S::In::CHUNKS; i < all; i += S::THREADS / S::In::CHUNKS) {
+                const int row = i / w.x.extent, column = i - row * w.x.extent, iy = y + row * w.y.sample, ix = x + column * w.x.sample;
+                const bool inside = unsigned(iy) < unsigned(image.height) && unsigned(ix) < unsigned(image.width);
+                const T* const from = image.pixels + (int64_t(iy) * image.width + ix) * image.channels;
+                Raw raw;
+                if (inside) raw = read(from);
+                store(row * w.x.extent + geometry.column_of(column), raw, inside);
+            }
+        }
+    };
 };
 
 // Which image and outputs a tile has.
@@ -101,17 +126,33 @@ struct TileAt {
     }
 };
 
-// A chunk of a slab of z from what was read, or zero: padding is of z.
+// A slab's window of z, or of what else a source gives, in two steps: loads on their way into registers, and what becomes of them in shared memory;
+// zeros outside, as padding is of z.
+template <class T, class S, class G, class Source>
+struct WindowLoader {
+    typename G::template Chunks<T, typename Source::Raw> chunks;
+
+    __device__ void start(const G& geometry, const Image<T>& image, const TileAt& at, const Source& source) {
+        const Window& w = geometry.w;
+        chunks.start(geometry, image, w.y.origin + at.y * w.y.advance, w.x.origin + at.x * w.x.advance, [&](const T* from) { return source.read(from); });
+    }
+    // As the chunks of `last`, which reads the same.
+    template <class Last>
+    __device__ void finish(char* window, const G& geometry, const Last& last) const {
+        char* const to = window + threadIdx.x % S::In::CHUNKS * 16;
+        chunks.finish(
+            geometry, [&](const T* from) { return last.read(from); },
+            [&](int row, const typename Source::Raw& raw, bool inside) {
+                *reinterpret_cast<uint4*>(to + row * S::In::BYTES) = inside ? last.chunk(raw) : uint4{};
+            });
+    }
+};
+
 template <class T, class S, class G, class Source>
 __device__ inline void fill_window(char* window, const G& geometry, const Image<T>& image, const TileAt& at, const Source& source) {
-    const Window& w = geometry.w;
-    const int chunk = threadIdx.x % S::In::CHUNKS;
-    char* const to = window + chunk * 16;
-    geometry.fill(
-        image, w.y.origin + at.y * w.y.advance, w.x.origin + at.x * w.x.advance, [&](const T* from) { return source.read(from); },
-        [&](int row, const typename Source::Raw& raw, bool inside) {
-            *reinterpret_cast<uint4*>(to + row * S::In::BYTES) = inside ? source.chunk(raw) : uint4{};
-        });
+    WindowLoader<T, S, G, Source> loader;
+    loader.start(geometry, image, at, source);
+    loader.finish(window, geometry, source);
 }
 
 // sums += all taps of a phase: rows of the window, shifted, * rows of the weight. TRANSPOSED: the weight's rows are what is summed over.
