@@ -20,19 +20,23 @@ struct GradientLoader {
     bool inside[Thread::COUNT];
 
     __device__ void start(const T* dy, const Outputs<S>& outputs, int channel, int k, const Source& source) {
-        const T* const from = dy + outputs.at(thread, channel);
+        const T* from = dy + outputs.at(thread, channel);
         const int step = outputs.template step<Thread>();
+        // A thread's chunks are whole rows of the tile apart.
+        static_assert(Thread::STEP % S::WIDTH == 0);
+        const bool across = channel < k && thread.row % S::WIDTH < outputs.columns;
 #pragma unroll
-        for (int i = 0; i < Thread::COUNT; ++i) {
-            inside[i] = channel < k && outputs.has(thread.row + i * Thread::STEP);
-            if (inside[i]) raw[i] = source.read(from + int64_t(i) * step);
+        for (int i = 0; i < Thread::COUNT; ++i, from += step) {
+            inside[i] = across && thread.row / S::WIDTH + i * (Thread::STEP / S::WIDTH) < outputs.rows;
+            raw[i] = typename Source::Raw{};
+            if (inside[i]) raw[i] = source.read(from);
         }
     }
     __device__ void finish(char* staged, const Source& source) const {
         char* const to = staged + S::Out::at(thread.row, thread.chunk);
 #pragma unroll
         for (int i = 0; i < Thread::COUNT; ++i)
-            *reinterpret_cast<uint4*>(to + i * Thread::STEP * S::Out::BYTES) = inside[i] ? source.chunk(raw[i]) : uint4{};
+            *reinterpret_cast<uint4*>(to + i * Thread::STEP * S::Out::BYTES) = !DEFERRED || inside[i] ? source.chunk(raw[i]) : uint4{};
     }
 };
 
@@ -110,13 +114,14 @@ struct Taps3x3 {
     }
 };
 
-// Blocks take tiles of outputs in turn, for their channels of both and their taps. While one tile is multiplied, the next is on its way.
+// Groups of threads take tiles of outputs in turn, for the block's channels of both and its taps. While one tile is multiplied, the next is on its
+// way.
 template <class T, class S, class Taps, bool DEFERRED>
-__global__ void __launch_bounds__(S::THREADS, S::RESIDENT)
+__global__ void __launch_bounds__(S::THREADS* S::GROUPS, S::RESIDENT)
     bn_relu_conv2d_wgrad_window_kernel(const __grid_constant__ BnReluConv2dBwd args, const __grid_constant__ Window host_window) {
     extern __shared__ uint4 memory[];
-    char *const staged = reinterpret_cast<char*>(memory), *const window = staged + S::WINDOW_AT;
     const typename Taps::Geometry geometry{host_window};
+    char *const staged = reinterpret_cast<char*>(memory) + threadIdx.y * S::group_bytes(geometry.pixels()), *const window = staged + S::WINDOW_AT;
     const Conv& conv = args.conv;
     const Axis &down = conv.y, &across = conv.x;
     const int tiles = conv.n * ((down.out + S::HEIGHT - 1) / S::HEIGHT) * ((across.out + S::WIDTH - 1) / S::WIDTH);
@@ -131,23 +136,27 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT)
     using Source = Activation<T, Prologue::none>;
     WindowLoader<T, S, typename Taps::Geometry, Source> x;
     GradientLoader<T, S, DEFERRED> dy;
+    // Of tiles that are not there, for groups that find none any more, all is outside.
     auto start = [&](int tile) {
-        if (tile >= tiles) return;
         const TileAt at = TileAt::of<S>(tile, down.out, across.out);
         const Outputs<S> outputs{((int64_t(at.image) * down.out + at.y) * across.out + at.x) * conv.k, across.out * conv.k, conv.k,
-                                 min(down.out - at.y, S::HEIGHT), min(across.out - at.x, S::WIDTH)};
-        const Image<T> image{static_cast<const T*>(args.x) + int64_t(at.image) * down.in * across.in * conv.c + c, c < conv.c ? down.in : 0, across.in, conv.c};
+                                 tile < tiles ? min(down.out - at.y, S::HEIGHT) : 0, min(across.out - at.x, S::WIDTH)};
+        const Image<T> image{static_cast<const T*>(args.x) + int64_t(at.image) * down.in * across.in * conv.c + c,
+                             tile < tiles && c < conv.c ? down.in : 0, across.in, conv.c};
         x.start(geometry, image, at, Source(norm));
         dy.start(static_cast<const T*>(args.dy), outputs, k, conv.k, gradient);
     };
 
     WgradSums<S> sums{};
-    start(blockIdx.x);
-    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    const int step = gridDim.x * S::GROUPS;
+    int first = blockIdx.x * S::GROUPS;
+    start(first + threadIdx.y);
+    while (first < tiles) {
         with_prologue(prologue, [&](auto p) { x.finish(window, geometry, Activation<T, p()>(norm)); });
         dy.finish(staged, gradient);
         __syncthreads();
-        start(tile + gridDim.x);
+        first += step;
+        if (first < tiles) start(first + threadIdx.y);
         taps.multiply(sums, staged, window);
         __syncthreads();
     }
@@ -180,8 +189,8 @@ Status launch(const BnReluConv2dBwd& args, cudaStream_t stream) {
         const int groups = (args.conv.taps() + S::TAPS - 1) / S::TAPS;
         const dim3 blocks(args.wgrad.parts, (args.conv.k + S::K - 1) / S::K, (args.conv.c + S::C - 1) / S::C * groups);
         static SharedMemoryLimit limit;
-        status = launch_with_memory(bn_relu_conv2d_wgrad_window_kernel<T, S, typename decltype(taps)::type, DEFERRED>, limit, args.target.device, blocks, S::THREADS,
-                                    args.wgrad.shared, S::bytes(window.y.extent * window.x.extent), stream, args, window);
+        status = launch_with_memory(bn_relu_conv2d_wgrad_window_kernel<T, S, typename decltype(taps)::type, DEFERRED>, limit, args.target.device, blocks,
+                                    dim3(S::THREADS, S::GROUPS), args.wgrad.shared, S::bytes(window.y.extent * window.x.extent), stream, args, window);
     });
     return status;
 }

@@ -83,7 +83,7 @@ template <class T>
 struct ThreadNorm {
     Values<8> scale{}, shift{};
 
-    __device__ ThreadNorm() = default;
+    ThreadNorm() = default;
     __device__ ThreadNorm(const float* bn, int64_t pitch, int channel) {
         if (!bn) return;
         const Norm<T, 8> norm(bn + channel, pitch);

@@ -22,6 +22,7 @@ struct Window3x3 {
     const Window& w;
 
     __device__ int taps() const { return TAPS; }
+    __device__ int pixels() const { return HEIGHT * WIDTH; }
     __device__ int phases() const { return 1; }
     // Bytes from a tile's pixel to its 16th next.
     __device__ int next_rows() const { return 16 / S::WIDTH * WIDTH * S::In::BYTES; }
@@ -48,9 +49,9 @@ struct Window3x3 {
             const int step = AT_ONCE * image.width * image.channels;
             const T* from = image.pixels + (int64_t(y + row) * image.width + x + column) * image.channels;
 #pragma unroll
-            for (int i = 0; i < COUNT; ++i) {
-                inside[i] = across && unsigned(y + row + i * AT_ONCE) < unsigned(image.height) && row + i * AT_ONCE < HEIGHT;
-                if (inside[i]) raw[i] = read(from + int64_t(i) * step);
+            for (int i = 0; i < COUNT; ++i, from += step) {
+                inside[i] = across && unsigned(y + row + i * AT_ONCE) < unsigned(image.height) && has(row, i);
+                if (inside[i]) raw[i] = read(from);
             }
         }
         template <class Read, class Store>
@@ -59,11 +60,13 @@ struct Window3x3 {
             if (row >= AT_ONCE) return;
 #pragma unroll
             for (int i = 0; i < COUNT; ++i)
-                if (row + i * AT_ONCE < HEIGHT) store((row + i * AT_ONCE) * WIDTH + column, raw[i], inside[i]);
+                if (has(row, i)) store((row + i * AT_ONCE) * WIDTH + column, raw[i], inside[i]);
         }
     };
     static __device__ int column_of_thread() { return threadIdx.x / S::In::CHUNKS % WIDTH; }
     static __device__ int row_of_thread() { return threadIdx.x / S::In::CHUNKS / WIDTH; }
+    // Whether the i-th row of a thread, which has one of the first AT_ONCE, is in the window.
+    static __device__ bool has(int row, int i) { return (i + 1) * AT_ONCE <= HEIGHT || row + i * AT_ONCE < HEIGHT; }
 };
 
 // Any taps, stride and dilation.
@@ -75,6 +78,7 @@ struct AnyWindow {
         const Window::Phase& last = w.phase[w.phases - 1];
         return last.first + last.taps;
     }
+    __device__ int pixels() const { return w.y.extent * w.x.extent; }
     __device__ int phases() const { return w.phases; }
     __device__ int next_rows() const { return 16 / S::WIDTH * w.y.step * w.x.extent * S::In::BYTES; }
     __device__ int row_of(int pixel) const { return pixel / S::WIDTH * w.y.step * w.x.extent + pixel % S::WIDTH; }

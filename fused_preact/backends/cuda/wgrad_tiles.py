@@ -34,8 +34,10 @@ FLAT = (Shape(1, 128, 16, 64), Shape(1, 128, 64, 16), Shape(1, 128, 32, 64), Sha
 # bn_relu_conv2d_wgrad_window.cu: for 3x3 taps without stride and dilation, and for any.
 WINDOW_3X3 = (Shape(32, 8, 16, 16), Shape(8, 8, 32, 32), Shape(16, 8, 32, 32))
 WINDOW_ANY = (Shape(8, 8, 32, 32),)
-# Taps of a block.
-GROUP = 9
+# Taps of a block, and how many tiles it takes at once.
+TAPS, GROUPS = 9, 2
+# Of half its 8 warps: 16 x 16 channels under all taps.
+SUMS_BYTES = 4 * 16 * 16 * TAPS * 4
 # Blocks of any of them that share a multiprocessor's registers. At most 26 KB of shared memory, but for wide windows.
 RESIDENT = 2
 
@@ -43,7 +45,7 @@ RESIDENT = 2
 def wgrad_tile(p: Problem, device: Device) -> WgradTile | None:
     """None if no tile fits the device."""
     if p.pointwise:
-        shape = next((s for s in FLAT if s.k >= min(p.k, FLAT[-1].k) and s.c >= min(p.c, FLAT[-1].c)))
+        shape = next(s for s in FLAT if s.k >= min(p.k, FLAT[-1].k) and s.c >= min(p.c, FLAT[-1].c))
         tiles = _parts(p.n * p.y.out * p.x.out, shape.pixels)
         return WgradTile(shape.pixels, shape.k, shape.c, _parts_of(p, shape, tiles, device), flat_wgrad_bytes(shape))
     if p.taps > MOST_TAPS or p.y.stride * p.x.stride > MOST_PHASES:
@@ -62,8 +64,9 @@ def flat_wgrad_bytes(shape: Shape) -> int:
 
 
 def window_wgrad_bytes(p: Problem, shape: Shape) -> int:
-    """dy of a tile, and the window of z."""
-    return 2 * shape.pixels * shape.k + window_side(p.y, shape.height) * window_side(p.x, shape.width) * _padded(shape.c)
+    """dy and the window of z of each tile, or later sums of half the warps."""
+    window = window_side(p.y, shape.height) * window_side(p.x, shape.width) * _padded(shape.c)
+    return max(GROUPS * (2 * shape.pixels * shape.k + window), SUMS_BYTES)
 
 
 def _window_shape(p: Problem) -> Shape:
@@ -83,7 +86,7 @@ def _parts_of(p: Problem, shape: Shape, tiles: int, device: Device) -> int:
     128 images on 132 multiprocessors: 16 to 16 channels of 32x32 has 171 parts of 9 KB, 3 tiles each; 32 to 32 of 16x16 64 parts of 37 KB;
     64 to 64 of 8x8 16 parts of 147 KB, each from 4 blocks.
     """
-    blocks_of_part = _parts(p.k, shape.k) * _parts(p.c, shape.c) * _parts(p.taps, GROUP)
+    blocks_of_part = _parts(p.k, shape.k) * _parts(p.c, shape.c) * _parts(p.taps, TAPS)
     part = 4 * p.k * p.taps * p.c
     activations = 2 * p.n * (p.y.size * p.x.size * p.c + p.y.out * p.x.out * p.k)
     most = _parts(device.multiprocessors * RESIDENT, blocks_of_part)
