@@ -14,14 +14,16 @@ __device__ inline void multiply_pixels(WgradSums<S>& sums, const char* dy, const
     using In = typename S::X::In;
     constexpr int STEPS = S::PIXELS / 16 / S::SHARES;
     const WgradWarp<S> warp;
+    const LaneOfDy dy_lane(warp.lane);
+    const LaneOfZ z_lane(warp.lane);
     const int first = warp.share * STEPS * 16;
     uint32_t a_at[S::ROWS], b_at[S::COLUMNS / 2];
 #pragma unroll
     for (int i = 0; i < S::ROWS; ++i)
-        a_at[i] = shared_address(dy) + S::Out::at(first + first_operand_row(warp.lane), warp.k / 8 + 2 * i + first_operand_chunk(warp.lane));
+        a_at[i] = shared_address(dy) + S::Out::at(first + dy_lane.pixel, warp.k / 8 + 2 * i + dy_lane.chunk);
 #pragma unroll
     for (int j = 0; j < S::COLUMNS / 2; ++j)
-        b_at[j] = shared_address(z) + In::at(first + second_operand_row(warp.lane), warp.c / 8 + 2 * j + second_operand_chunk(warp.lane));
+        b_at[j] = shared_address(z) + In::at(first + z_lane.pixel, warp.c / 8 + 2 * j + z_lane.chunk);
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
         uint32_t b[S::COLUMNS / 2][4];

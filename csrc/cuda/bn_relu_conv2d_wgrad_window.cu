@@ -55,20 +55,29 @@ struct AnyTaps {
     __device__ void multiply(WgradSums<S>& sums, const char* dy, const char* window) const {
         constexpr int STEPS = S::PIXELS / 16 / S::SHARES;
         const WgradWarp<S> warp;
+        const LaneOfDy dy_lane(warp.lane);
+        const LaneOfZ z_lane(warp.lane);
         const int first = warp.share * STEPS * 16, next_rows = geometry.next_rows();
-        const uint32_t a_at = shared_address(dy) + S::Out::at(first + first_operand_row(warp.lane), warp.k / 8 + first_operand_chunk(warp.lane));
-        const uint32_t b_at = shared_address(window) + S::In::at(geometry.row_of(first + second_operand_row(warp.lane)), warp.c / 8 + second_operand_chunk(warp.lane));
+        const uint32_t z = shared_address(window) + S::In::at(geometry.row_of(first + z_lane.pixel), warp.c / 8 + z_lane.chunk);
 #pragma unroll 1
         for (int step = 0; step < STEPS; ++step) {
-            uint32_t a[4];
-            load_transposed(a, a_at + step * 16 * S::Out::BYTES);
+            uint32_t a[S::ROWS][4];
+#pragma unroll
+            for (int i = 0; i < S::ROWS; ++i)
+                load_transposed(a[i], shared_address(dy) + S::Out::at(first + step * 16 + dy_lane.pixel, warp.k / 8 + 2 * i + dy_lane.chunk));
 #pragma unroll
             for (int tap = 0; tap < S::TAPS; ++tap) {
                 if (tap >= count) break;
-                uint32_t b[4];
-                load_transposed(b, b_at + step * next_rows + offsets[tap]);
-                multiply_add(sums[tap][0][0], a, b[0], b[1], T{});
-                multiply_add(sums[tap][0][1], a, b[2], b[3], T{});
+#pragma unroll
+                for (int j = 0; j < S::COLUMNS / 2; ++j) {
+                    uint32_t b[4];
+                    load_transposed(b, z + step * next_rows + offsets[tap] + j * 32);
+#pragma unroll
+                    for (int i = 0; i < S::ROWS; ++i) {
+                        multiply_add(sums[tap][i][2 * j], a[i], b[0], b[1], T{});
+                        multiply_add(sums[tap][i][2 * j + 1], a[i], b[2], b[3], T{});
+                    }
+                }
             }
         }
     }
@@ -79,7 +88,7 @@ struct AnyTaps {
 template <class T, class S>
 struct Taps3x3 {
     using Geometry = Window3x3<S, false>;
-    static_assert(S::WIDTH == 8 && S::TAPS == 9);
+    static_assert(S::WIDTH == 8 && S::TAPS == 9 && S::ROWS == 1 && S::COLUMNS == 2 && S::HEIGHT % (2 * S::SHARES) == 0);
     static constexpr int count = S::TAPS;
 
     __device__ Taps3x3(const Geometry&, int) {}
@@ -87,10 +96,12 @@ struct Taps3x3 {
     __device__ void multiply(WgradSums<S>& sums, const char* dy, const char* window) const {
         constexpr int PAIRS = S::HEIGHT / 2 / S::SHARES;
         const WgradWarp<S> warp;
-        const int row = warp.share * PAIRS * 2, pixel = second_operand_row(warp.lane);
-        const uint32_t a_at = shared_address(dy) + S::Out::at(row * 8 + first_operand_row(warp.lane), warp.k / 8 + first_operand_chunk(warp.lane));
+        const LaneOfDy dy_lane(warp.lane);
+        const LaneOfZ z_lane(warp.lane);
+        const int row = warp.share * PAIRS * 2;
+        const uint32_t a_at = shared_address(dy) + S::Out::at(row * 8 + dy_lane.pixel, warp.k / 8 + dy_lane.chunk);
         const uint32_t b_at =
-            shared_address(window) + S::In::at((row + pixel / 8) * Geometry::WIDTH + pixel % 8, warp.c / 8 + second_operand_chunk(warp.lane));
+            shared_address(window) + S::In::at((row + z_lane.pixel / 8) * Geometry::WIDTH + z_lane.pixel % 8, warp.c / 8 + z_lane.chunk);
         uint32_t above[4]{};
 #pragma unroll
         for (int pair = 0; pair <= PAIRS; ++pair) {
@@ -176,8 +187,9 @@ bool with_shape(const BnReluConv2dBwd& args, Body&& body) {
     };
     auto is_3x3 = [&](auto shape) { return is(shape, Type<Taps3x3<T, decltype(shape)>>{}, args.conv.dense_3x3()); };
     auto is_any = [&](auto shape) { return is(shape, Type<AnyTaps<T, decltype(shape)>>{}, !args.conv.dense_3x3()); };
-    return is_3x3(WindowWgradShape<32, 8, 16, 16, 1, 1, 4>{}) || is_3x3(WindowWgradShape<16, 8, 32, 32, 2, 2, 1>{}) ||
-           is_3x3(WindowWgradShape<8, 8, 32, 32, 2, 2, 1>{}) || is_any(WindowWgradShape<8, 8, 32, 32, 2, 2, 1>{});
+    return is_3x3(WindowWgradShape<32, 8, 16, 16, 9, 1, 1, 4>{}) || is_3x3(WindowWgradShape<16, 8, 32, 32, 9, 2, 2, 1>{}) ||
+           is_3x3(WindowWgradShape<8, 8, 32, 32, 9, 2, 2, 1>{}) || is_any(WindowWgradShape<8, 8, 32, 32, 9, 2, 2, 1>{}) ||
+           is_any(WindowWgradShape<8, 8, 64, 64, 1, 2, 2, 1>{});
 }
 
 template <class T, bool DEFERRED>

@@ -45,13 +45,12 @@ struct FlatWgradShape : WgradShape<1, PIXELS_, K_, C_, 1, DOWN_, ACROSS_, SHARES
 
 // Of a convolution that reads a window of pixels. Shared memory: for each group dy and the window of z; sums of half
 // the warps, later.
-template <int HEIGHT_, int WIDTH_, int K_, int C_, int DOWN_, int ACROSS_, int SHARES_>
-struct WindowWgradShape : WgradShape<HEIGHT_, WIDTH_, K_, C_, 9, DOWN_, ACROSS_, SHARES_, 2> {
-    using Base = WgradShape<HEIGHT_, WIDTH_, K_, C_, 9, DOWN_, ACROSS_, SHARES_, 2>;
+template <int HEIGHT_, int WIDTH_, int K_, int C_, int TAPS_, int DOWN_, int ACROSS_, int SHARES_>
+struct WindowWgradShape : WgradShape<HEIGHT_, WIDTH_, K_, C_, TAPS_, DOWN_, ACROSS_, SHARES_, 2> {
+    using Base = WgradShape<HEIGHT_, WIDTH_, K_, C_, TAPS_, DOWN_, ACROSS_, SHARES_, 2>;
     using In = Padded<C_>;
     static constexpr int WINDOW_AT = Base::OUT_BYTES;
-    // A warp has one tile of 16 output channels x 16 input channels: so many sums fit its registers.
-    static_assert(Base::ROWS == 1 && Base::COLUMNS == 2 && HEIGHT_ % (2 * SHARES_) == 0);
+    static_assert(Base::SUMS <= 18, "so many sums fit a warp's registers, beside the next tile");
 
     static constexpr int group_bytes(int window_pixels) { return WINDOW_AT + window_pixels * In::BYTES; }
     static constexpr int bytes(int window_pixels) {
@@ -75,12 +74,18 @@ struct WgradWarp {
 template <class S>
 using WgradSums = float[S::TAPS][S::ROWS][S::COLUMNS][4];
 
-// Rows are pixels in both operands. Offsets of a lane's row for ldmatrix: 16 pixels of 16 output channels as mma's first operand, transposed;
-// pixels and chunk of 16 input channels as its second.
-__device__ inline int first_operand_row(int lane) { return lane % 8 + lane / 16 * 8; }
-__device__ inline int first_operand_chunk(int lane) { return lane / 8 % 2; }
-__device__ inline int second_operand_row(int lane) { return lane % 16; }
-__device__ inline int second_operand_chunk(int lane) { return lane / 16; }
+// Which pixel and chunk a lane names for ldmatrix, of 16 pixels x 16 channels that lie with a row for each pixel: of dy, mma's first operand when
+// transposed, and of z, its second.
+struct LaneOfDy {
+    int pixel, chunk;
+
+    __device__ explicit LaneOfDy(int lane) : pixel(lane % 8 + lane / 16 * 8), chunk(lane / 8 % 2) {}
+};
+struct LaneOfZ {
+    int pixel, chunk;
+
+    __device__ explicit LaneOfZ(int lane) : pixel(lane % 16), chunk(lane / 16) {}
+};
 
 // Warps that share the pixels, in all groups, add up in pairs, in a fixed order; the first has the result. All threads must come.
 template <class S>
