@@ -10,29 +10,42 @@
 namespace fused_preact::cuda {
 namespace {
 
-// The thread's chunks of a tile of dy, from `channel` on, as of a window; zeros outside, where a deferred one would be c - b*mean.
+// The thread's chunks of a tile of dy, of channels from `first` on, as of a window; zeros outside, where a deferred one would be c - b*mean.
 template <class T, class S, bool DEFERRED>
 struct GradientLoader {
     using Source = Gradient<T, DEFERRED>;
     using Thread = Walk<S::THREADS, S::PIXELS, S::Out::CHUNKS>;
+    // A thread's chunks are whole rows of the tile apart.
+    static constexpr int ROWS_APART = Thread::STEP / S::WIDTH;
+    static_assert(Thread::STEP % S::WIDTH == 0);
+    const Conv& conv;
     Thread thread;
+    int channel, row, column;
+    Source source;
+    const T* own;  // of the first tile
     typename Source::Raw raw[Thread::COUNT];
     bool inside[Thread::COUNT];
 
-    __device__ void start(const T* dy, const Outputs<S>& outputs, int channel, int k, const Source& source) {
-        const T* from = dy + outputs.at(thread, channel);
-        const int step = outputs.template step<Thread>();
-        // A thread's chunks are whole rows of the tile apart.
-        static_assert(Thread::STEP % S::WIDTH == 0);
-        const bool across = channel < k && thread.row % S::WIDTH < outputs.columns;
+    __device__ GradientLoader(const BnReluConv2dBwd& args, int first)
+        : conv(args.conv), channel(first + 8 * thread.chunk), row(thread.row / S::WIDTH), column(thread.row % S::WIDTH),
+          source(args.dy, args.dy_x, args.dy_coeffs, conv.k, channel < conv.k ? channel : 0),
+          own(static_cast<const T*>(args.dy) + (row * conv.x.out + column) * conv.k + channel) {}
+
+    // exists: whether there is such a tile.
+    __device__ void start(const TileAt& at, bool exists) {
+        const Axis &down = conv.y, &across = conv.x;
+        const T* from = own + (int64_t(at.image) * (down.out * across.out) + (at.y * across.out + at.x)) * conv.k;
+        const int rows = exists && channel < conv.k && column < across.out - at.x ? down.out - at.y - row : 0, step = ROWS_APART * across.out * conv.k;
 #pragma unroll
         for (int i = 0; i < Thread::COUNT; ++i, from += step) {
-            inside[i] = across && thread.row / S::WIDTH + i * (Thread::STEP / S::WIDTH) < outputs.rows;
-            raw[i] = typename Source::Raw{};
-            if (inside[i]) raw[i] = source.read(from);
+            inside[i] = i * ROWS_APART < rows;
+            if (inside[i])
+                raw[i] = source.read(from);
+            else if (!DEFERRED)
+                raw[i] = typename Source::Raw{};
         }
     }
-    __device__ void finish(char* staged, const Source& source) const {
+    __device__ void finish(char* staged) const {
         char* const to = staged + S::Out::at(thread.row, thread.chunk);
 #pragma unroll
         for (int i = 0; i < Thread::COUNT; ++i)
@@ -137,25 +150,23 @@ __global__ void __launch_bounds__(S::THREADS* S::GROUPS, S::RESIDENT)
     const Axis &down = conv.y, &across = conv.x;
     const int tiles = conv.n * ((down.out + S::HEIGHT - 1) / S::HEIGHT) * ((across.out + S::WIDTH - 1) / S::WIDTH);
     const int slabs = (conv.c + S::C - 1) / S::C, first_tap = blockIdx.z / slabs * S::TAPS, first_k = blockIdx.y * S::K, first_c = blockIdx.z % slabs * S::C;
-    // The thread's first of dy and of x.
-    const int k = first_k + threadIdx.x % S::Out::CHUNKS * 8, c = first_c + threadIdx.x % S::In::CHUNKS * 8;
+    // The thread's first of x.
+    const int c = first_c + threadIdx.x % S::In::CHUNKS * 8;
+    const bool has_x = c < conv.c;
     const Prologue prologue = prologue_of(args.bn, args.relu);
-    const ThreadNorm<T> norm(args.bn, args.bn_pitch, c < conv.c ? c : 0);
-    const Gradient<T, DEFERRED> gradient(args.dy, args.dy_x, args.dy_coeffs, conv.k, k < conv.k ? k : 0);
+    const ThreadNorm<T> norm(args.bn, args.bn_pitch, has_x ? c : 0);
     const Taps taps(geometry, first_tap);
 
     using Source = Activation<T, Prologue::none>;
     WindowLoader<T, S, typename Taps::Geometry, Source> x;
-    GradientLoader<T, S, DEFERRED> dy;
-    // Of tiles that are not there, for groups that find none any more, all is outside.
+    GradientLoader<T, S, DEFERRED> dy(args, first_k);
+    const T* const x_of_thread = static_cast<const T*>(args.x) + c;
+    // Where a group finds no tile any more, all is outside.
     auto start = [&](int tile) {
         const TileAt at = TileAt::of<S>(tile, down.out, across.out);
-        const Outputs<S> outputs{((int64_t(at.image) * down.out + at.y) * across.out + at.x) * conv.k, across.out * conv.k, conv.k,
-                                 tile < tiles ? min(down.out - at.y, S::HEIGHT) : 0, min(across.out - at.x, S::WIDTH)};
-        const Image<T> image{static_cast<const T*>(args.x) + int64_t(at.image) * down.in * across.in * conv.c + c,
-                             tile < tiles && c < conv.c ? down.in : 0, across.in, conv.c};
-        x.start(geometry, image, at, Source(norm));
-        dy.start(static_cast<const T*>(args.dy), outputs, k, conv.k, gradient);
+        const bool exists = tile < tiles;
+        x.start(geometry, {x_of_thread + int64_t(at.image) * (down.in * across.in) * conv.c, exists && has_x ? down.in : 0, across.in, conv.c}, at, Source(norm));
+        dy.start(at, exists);
     };
 
     WgradSums<S> sums{};
@@ -164,7 +175,7 @@ __global__ void __launch_bounds__(S::THREADS* S::GROUPS, S::RESIDENT)
     start(first + threadIdx.y);
     while (first < tiles) {
         with_prologue(prologue, [&](auto p) { x.finish(window, geometry, Activation<T, p()>(norm)); });
-        dy.finish(staged, gradient);
+        dy.finish(staged);
         __syncthreads();
         first += step;
         if (first < tiles) start(first + threadIdx.y);

@@ -47,7 +47,7 @@ struct Window3x3 {
             const int column = column_of_thread(), row = row_of_thread();
             const bool across = row < AT_ONCE && unsigned(x + column) < unsigned(image.width);
             const int step = AT_ONCE * image.width * image.channels;
-            const T* from = image.pixels + (int64_t(y + row) * image.width + x + column) * image.channels;
+            const T* from = image.pixels + int64_t((y + row) * image.width + x + column) * image.channels;
 #pragma unroll
             for (int i = 0; i < COUNT; ++i, from += step) {
                 inside[i] = across && unsigned(y + row + i * AT_ONCE) < unsigned(image.height) && has(row, i);
