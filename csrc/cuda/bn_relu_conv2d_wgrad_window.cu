@@ -148,8 +148,8 @@ __global__ void __launch_bounds__(S::THREADS* S::GROUPS, S::RESIDENT)
     char *const staged = reinterpret_cast<char*>(memory) + threadIdx.y * S::group_bytes(geometry.pixels()), *const window = staged + S::WINDOW_AT;
     const Conv& conv = args.conv;
     const Axis &down = conv.y, &across = conv.x;
-    const int tiles = conv.n * ((down.out + S::HEIGHT - 1) / S::HEIGHT) * ((across.out + S::WIDTH - 1) / S::WIDTH);
-    const int slabs = (conv.c + S::C - 1) / S::C, first_tap = blockIdx.z / slabs * S::TAPS, first_k = blockIdx.y * S::K, first_c = blockIdx.z % slabs * S::C;
+    const int tiles = conv.n * TileAt::along(down.out, S::HEIGHT) * TileAt::along(across.out, S::WIDTH);
+    const int slabs = TileAt::along(conv.c, S::C), first_tap = blockIdx.z / slabs * S::TAPS, first_k = blockIdx.y * S::K, first_c = blockIdx.z % slabs * S::C;
     // The thread's first of x.
     const int c = first_c + threadIdx.x % S::In::CHUNKS * 8;
     const bool has_x = c < conv.c;

@@ -81,7 +81,7 @@ __device__ inline uint4 activated(uint4 raw, const Values<8>& scale, const Value
 // scale and shift of a thread's channels, from `channel` on; without a norm nothing.
 template <class T>
 struct ThreadNorm {
-    Values<8> scale{}, shift{};
+    Values<8> scale, shift;
 
     ThreadNorm() = default;
     __device__ ThreadNorm(const float* bn, int64_t pitch, int channel) {

@@ -123,9 +123,12 @@ struct AnyWindow {
 struct TileAt {
     int image, y, x;  // of its first output, in pixels of a phase
 
+    // How many tiles of a size cover so many pixels.
+    static __device__ int along(unsigned pixels, unsigned size) { return (pixels + size - 1) / size; }
+
     template <class S>
     static __device__ TileAt of(int tile, int height, int width) {
-        const int across = (width + S::WIDTH - 1) / S::WIDTH, down = (height + S::HEIGHT - 1) / S::HEIGHT, row = tile / across;
+        const int across = along(width, S::WIDTH), down = along(height, S::HEIGHT), row = tile / across;
         return {row / down, row % down * S::HEIGHT, (tile - row * across) * S::WIDTH};
     }
 };
