@@ -157,15 +157,15 @@ __global__ void __launch_bounds__(S::THREADS* S::GROUPS, S::RESIDENT)
     const ThreadNorm<T> norm(args.bn, args.bn_pitch, has_x ? c : 0);
     const Taps taps(geometry, first_tap);
 
-    using Source = Activation<T, Prologue::none>;
-    WindowLoader<T, S, typename Taps::Geometry, Source> x;
+    WindowLoader<T, S, typename Taps::Geometry, uint4> x;
     GradientLoader<T, S, DEFERRED> dy(args, first_k);
     const T* const x_of_thread = static_cast<const T*>(args.x) + c;
     // Where a group finds no tile any more, all is outside.
     auto start = [&](int tile) {
         const TileAt at = TileAt::of<S>(tile, down.out, across.out);
         const bool exists = tile < tiles;
-        x.start(geometry, {x_of_thread + int64_t(at.image) * (down.in * across.in) * conv.c, exists && has_x ? down.in : 0, across.in, conv.c}, at, Source(norm));
+        const Image<T> image{x_of_thread + int64_t(at.image) * (down.in * across.in) * conv.c, exists && has_x ? down.in : 0, across.in, conv.c};
+        x.start(geometry, image, at, Activation<T, Prologue::none>(norm));
         dy.start(at, exists);
     };
 

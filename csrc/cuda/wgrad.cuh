@@ -7,21 +7,20 @@
 
 namespace fused_preact::cuda {
 
-// A block computes K x C of the gradient, for TAPS taps at a time. Each of its GROUPS of threads (threadIdx.y) takes HEIGHT x WIDTH output pixels at
-// a time. The warps of a group share out output channels (DOWN), input channels (ACROSS) and pixels (SHARES). A warp has ROWS tiles of 16
-// output channels, COLUMNS of 8 input channels.
+// A block computes K x C of the gradient, under TAPS taps. Each of its GROUPS of threads (threadIdx.y) takes HEIGHT x WIDTH output pixels at a time.
+// The warps of a group share out output channels (DOWN), input channels (ACROSS) and pixels (SHARES). A warp has ROWS tiles of 16 output
+// channels, COLUMNS of 8 input channels.
 template <int HEIGHT_, int WIDTH_, int K_, int C_, int TAPS_, int DOWN_, int ACROSS_, int SHARES_, int GROUPS_>
 struct WgradShape {
     static constexpr int HEIGHT = HEIGHT_, WIDTH = WIDTH_, PIXELS = HEIGHT * WIDTH, K = K_, C = C_, TAPS = TAPS_;
     static constexpr int DOWN = DOWN_, ACROSS = ACROSS_, SHARES = SHARES_, GROUPS = GROUPS_;
-    // Blocks that share a multiprocessor's registers: 8 warps that have sums of many channels, and the next tile.
+    // Blocks that share a multiprocessor's registers: 8 warps, each with many sums and its share of the next tile.
     static constexpr int RESIDENT = 2 / GROUPS;
-    static constexpr bool FLAT = HEIGHT == 1;
     static constexpr int THREADS = 32 * DOWN * ACROSS * SHARES, ROWS = K / (16 * DOWN), COLUMNS = C / (8 * ACROSS);
     // Of dy.
     using Out = Swizzled<K>;
     static constexpr int OUT_BYTES = PIXELS * Out::BYTES;
-    // Sums of half the warps, on their way to the others.
+    // 16x8 sums of a warp; those of half the warps, on their way to the others.
     static constexpr int SUMS = TAPS * ROWS * COLUMNS, SUMS_BYTES = SHARES * GROUPS / 2 * DOWN * ACROSS * SUMS * 32 * 16;
     static_assert(THREADS == 128 && (GROUPS & (GROUPS - 1)) == 0);
     static_assert(K % (16 * DOWN) == 0 && C % (16 * ACROSS) == 0 && PIXELS % (16 * SHARES) == 0 && (SHARES & (SHARES - 1)) == 0);
@@ -43,8 +42,8 @@ struct FlatWgradShape : WgradShape<1, PIXELS_, K_, C_, 1, DOWN_, ACROSS_, SHARES
     static_assert(BYTES >= Base::SUMS_BYTES);
 };
 
-// Of a convolution that reads a window of pixels. Shared memory: for each group dy and the window of z; sums of half
-// the warps, later.
+// Of a convolution that reads a window of pixels. Two groups add up to one part: parts are large. Shared memory: for each group dy and the window
+// of z; later sums of half the warps.
 template <int HEIGHT_, int WIDTH_, int K_, int C_, int TAPS_, int DOWN_, int ACROSS_, int SHARES_>
 struct WindowWgradShape : WgradShape<HEIGHT_, WIDTH_, K_, C_, TAPS_, DOWN_, ACROSS_, SHARES_, 2> {
     using Base = WgradShape<HEIGHT_, WIDTH_, K_, C_, TAPS_, DOWN_, ACROSS_, SHARES_, 2>;

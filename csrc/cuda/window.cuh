@@ -35,8 +35,8 @@ struct Window3x3 {
         for (int tap = 0; tap < TAPS; ++tap) body((tap / 3 * WIDTH + tap % 3) * S::In::BYTES, TRANSPOSED ? TAPS - 1 - tap : tap);
     }
 
-    // The thread's chunks of a window, on their way: read(address) of those inside the image, whose pixels begin at y, x, and then
-    // store(row of the window, raw, whether it is inside).
+    // The thread's chunks of a window that begins at pixel y, x of the image: read(address) for those inside, and then
+    // store(row of the window, raw, whether it is inside) for all.
     template <class T, class Raw>
     struct Chunks {
         Raw raw[COUNT];
@@ -93,7 +93,7 @@ struct AnyWindow {
     }
     __device__ int offset_of(int tap) const { return (w.taps[tap].y * w.x.extent + column_of(w.taps[tap].x)) * S::In::BYTES; }
 
-    // As of Window3x3, but of any number: they are read when they are stored.
+    // As of Window3x3; there may be any number of them, so that they are read when they are stored.
     template <class T, class Raw>
     struct Chunks {
         Image<T> image;
@@ -134,30 +134,28 @@ struct TileAt {
 };
 
 // A slab's window of z, or of what else a source gives, in two steps: loads on their way into registers, and what becomes of them in shared memory;
-// zeros outside, as padding is of z.
-template <class T, class S, class G, class Source>
+// zeros outside, as padding is of z. Both steps may have sources of their own, if these read the same.
+template <class T, class S, class G, class Raw>
 struct WindowLoader {
-    typename G::template Chunks<T, typename Source::Raw> chunks;
+    typename G::template Chunks<T, Raw> chunks;
 
+    template <class Source>
     __device__ void start(const G& geometry, const Image<T>& image, const TileAt& at, const Source& source) {
         const Window& w = geometry.w;
         chunks.start(geometry, image, w.y.origin + at.y * w.y.advance, w.x.origin + at.x * w.x.advance, [&](const T* from) { return source.read(from); });
     }
-    // As the chunks of `last`, which reads the same.
-    template <class Last>
-    __device__ void finish(char* window, const G& geometry, const Last& last) const {
+    template <class Source>
+    __device__ void finish(char* window, const G& geometry, const Source& source) const {
         char* const to = window + threadIdx.x % S::In::CHUNKS * 16;
         chunks.finish(
-            geometry, [&](const T* from) { return last.read(from); },
-            [&](int row, const typename Source::Raw& raw, bool inside) {
-                *reinterpret_cast<uint4*>(to + row * S::In::BYTES) = inside ? last.chunk(raw) : uint4{};
-            });
+            geometry, [&](const T* from) { return source.read(from); },
+            [&](int row, const Raw& raw, bool inside) { *reinterpret_cast<uint4*>(to + row * S::In::BYTES) = inside ? source.chunk(raw) : uint4{}; });
     }
 };
 
 template <class T, class S, class G, class Source>
 __device__ inline void fill_window(char* window, const G& geometry, const Image<T>& image, const TileAt& at, const Source& source) {
-    WindowLoader<T, S, G, Source> loader;
+    WindowLoader<T, S, G, typename Source::Raw> loader;
     loader.start(geometry, image, at, source);
     loader.finish(window, geometry, source);
 }
