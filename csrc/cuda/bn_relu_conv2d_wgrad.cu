@@ -59,7 +59,8 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_wgrad_
         x.start(tile, c);
     };
     start(blockIdx.x);
-    const ThreadNorm<T> norm(args.bn, args.bn_pitch, has_x ? x.channel(c) : 0);
+    ThreadNorm<T> norm;
+    if (args.bn) norm.load(args.bn, args.bn_pitch, has_x ? x.channel(c) : 0);
 
     WgradSums<S> sums{};
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {

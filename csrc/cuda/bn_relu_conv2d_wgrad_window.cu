@@ -154,7 +154,8 @@ __global__ void __launch_bounds__(S::THREADS* S::GROUPS, S::RESIDENT)
     const int c = first_c + threadIdx.x % S::In::CHUNKS * 8;
     const bool has_x = c < conv.c;
     const Prologue prologue = prologue_of(args.bn, args.relu);
-    const ThreadNorm<T> norm(args.bn, args.bn_pitch, has_x ? c : 0);
+    ThreadNorm<T> norm;
+    if (args.bn) norm.load(args.bn, args.bn_pitch, has_x ? c : 0);
     const Taps taps(geometry, first_tap);
 
     WindowLoader<T, S, typename Taps::Geometry, uint4> x;

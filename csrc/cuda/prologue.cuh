@@ -78,14 +78,13 @@ __device__ inline uint4 activated(uint4 raw, const Values<8>& scale, const Value
     return packed<P == Prologue::norm_relu, T>(chunk);
 }
 
-// scale and shift of a thread's channels, from `channel` on; without a norm nothing.
+// scale and shift of a thread's channels.
 template <class T>
 struct ThreadNorm {
     Values<8> scale, shift;
 
-    ThreadNorm() = default;
-    __device__ ThreadNorm(const float* bn, int64_t pitch, int channel) {
-        if (!bn) return;
+    // From `channel` on.
+    __device__ void load(const float* bn, int64_t pitch, int channel) {
         const Norm<T, 8> norm(bn + channel, pitch);
         scale = norm.scale, shift = norm.shift;
     }
@@ -111,7 +110,9 @@ struct Activation {
     ThreadNorm<T> norm;
 
     __device__ explicit Activation(const ThreadNorm<T>& norm) : norm(norm) {}
-    __device__ Activation(const float* bn, int64_t pitch, int channel) : norm(P == Prologue::none ? nullptr : bn, pitch, channel) {}
+    __device__ Activation(const float* bn, int64_t pitch, int channel) {
+        if (P != Prologue::none) norm.load(bn, pitch, channel);
+    }
     __device__ Raw read(const T* from) const { return *reinterpret_cast<const uint4*>(from); }
     __device__ uint4 chunk(Raw raw) const { return activated<P, T>(raw, norm.scale, norm.shift); }
 };

@@ -37,22 +37,39 @@ struct Window3x3 {
 
     // The thread's chunks of a window that begins at pixel y, x of the image: read(address) for those inside, and then
     // store(row of the window, raw, whether it is inside) for all.
+    template <class T, class Read, class Store>
+    __device__ void fill(const Image<T>& image, int y, int x, Read&& read, Store&& store) const {
+        const int place = threadIdx.x / S::In::CHUNKS, column = place % WIDTH, row = place / WIDTH;
+        if (row >= AT_ONCE) return;
+        const bool across = unsigned(x + column) < unsigned(image.width);
+        const int step = AT_ONCE * image.width * image.channels;
+        const T* from = image.pixels + (int64_t(y + row) * image.width + x + column) * image.channels;
+        decltype(read(from)) raw[COUNT];
+        auto inside = [&](int i) { return across && unsigned(y + row + i * AT_ONCE) < unsigned(image.height) && row + i * AT_ONCE < HEIGHT; };
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i)
+            if (inside(i)) raw[i] = read(from + int64_t(i) * step);
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i)
+            if (row + i * AT_ONCE < HEIGHT) store((row + i * AT_ONCE) * WIDTH + column, raw[i], inside(i));
+    }
+
+    // The same in two steps, with something else between them. One after the other they would need more registers than `fill`.
     template <class T, class Raw>
     struct Chunks {
         Raw raw[COUNT];
-        bool inside[COUNT];
+        int first, height;  // of the image: the thread's first row, and how many there are
 
         template <class Read>
         __device__ void start(const Window3x3&, const Image<T>& image, int y, int x, Read&& read) {
             const int column = column_of_thread(), row = row_of_thread();
-            const bool across = row < AT_ONCE && unsigned(x + column) < unsigned(image.width);
             const int step = AT_ONCE * image.width * image.channels;
             const T* from = image.pixels + int64_t((y + row) * image.width + x + column) * image.channels;
+            first = y + row, height = unsigned(x + column) < unsigned(image.width) ? image.height : 0;
+            if (row >= AT_ONCE) return;
 #pragma unroll
-            for (int i = 0; i < COUNT; ++i, from += step) {
-                inside[i] = across && unsigned(y + row + i * AT_ONCE) < unsigned(image.height) && has(row, i);
-                if (inside[i]) raw[i] = read(from);
-            }
+            for (int i = 0; i < COUNT; ++i, from += step)
+                if (inside(row, i)) raw[i] = read(from);
         }
         template <class Read, class Store>
         __device__ void finish(const Window3x3&, Read&&, Store&& store) const {
@@ -60,8 +77,11 @@ struct Window3x3 {
             if (row >= AT_ONCE) return;
 #pragma unroll
             for (int i = 0; i < COUNT; ++i)
-                if (has(row, i)) store((row + i * AT_ONCE) * WIDTH + column, raw[i], inside[i]);
+                if (has(row, i)) store((row + i * AT_ONCE) * WIDTH + column, raw[i], inside(row, i));
         }
+
+      private:
+        __device__ bool inside(int row, int i) const { return unsigned(first + i * AT_ONCE) < unsigned(height) && has(row, i); }
     };
     static __device__ int column_of_thread() { return threadIdx.x / S::In::CHUNKS % WIDTH; }
     static __device__ int row_of_thread() { return threadIdx.x / S::In::CHUNKS / WIDTH; }
@@ -93,6 +113,19 @@ struct AnyWindow {
     }
     __device__ int offset_of(int tap) const { return (w.taps[tap].y * w.x.extent + column_of(w.taps[tap].x)) * S::In::BYTES; }
 
+    template <class T, class Read, class Store>
+    __device__ void fill(const Image<T>& image, int y, int x, Read&& read, Store&& store) const {
+        const int all = w.y.extent * w.x.extent;
+        for (int i = threadIdx.x / S::In::CHUNKS; i < all; i += S::THREADS / S::In::CHUNKS) {
+            const int row = i / w.x.extent, column = i - row * w.x.extent, iy = y + row * w.y.sample, ix = x + column * w.x.sample;
+            const bool inside = unsigned(iy) < unsigned(image.height) && unsigned(ix) < unsigned(image.width);
+            const T* const from = image.pixels + (int64_t(iy) * image.width + ix) * image.channels;
+            decltype(read(from)) raw;
+            if (inside) raw = read(from);
+            store(row * w.x.extent + column_of(column), raw, inside);
+        }
+    }
+
     // As of Window3x3; there may be any number of them, so that they are read when they are stored.
     template <class T, class Raw>
     struct Chunks {
@@ -105,16 +138,7 @@ struct AnyWindow {
         }
         template <class Read, class Store>
         __device__ void finish(const AnyWindow& geometry, Read&& read, Store&& store) const {
-            const Window& w = geometry.w;
-            const int all = w.y.extent * w.x.extent;
-            for (int i = threadIdx.x / S::In::CHUNKS; i < all; i += S::THREADS / S::In::CHUNKS) {
-                const int row = i / w.x.extent, column = i - row * w.x.extent, iy = y + row * w.y.sample, ix = x + column * w.x.sample;
-                const bool inside = unsigned(iy) < unsigned(image.height) && unsigned(ix) < unsigned(image.width);
-                const T* const from = image.pixels + (int64_t(iy) * image.width + ix) * image.channels;
-                Raw raw;
-                if (inside) raw = read(from);
-                store(row * w.x.extent + geometry.column_of(column), raw, inside);
-            }
+            geometry.fill(image, y, x, read, store);
         }
     };
 };
@@ -133,8 +157,21 @@ struct TileAt {
     }
 };
 
-// A slab's window of z, or of what else a source gives, in two steps: loads on their way into registers, and what becomes of them in shared memory;
-// zeros outside, as padding is of z. Both steps may have sources of their own, if these read the same.
+// A chunk of a slab of z from what was read, or zero: padding is of z.
+template <class T, class S, class G, class Source>
+__device__ inline void fill_window(char* window, const G& geometry, const Image<T>& image, const TileAt& at, const Source& source) {
+    const Window& w = geometry.w;
+    const int chunk = threadIdx.x % S::In::CHUNKS;
+    char* const to = window + chunk * 16;
+    geometry.fill(
+        image, w.y.origin + at.y * w.y.advance, w.x.origin + at.x * w.x.advance, [&](const T* from) { return source.read(from); },
+        [&](int row, const typename Source::Raw& raw, bool inside) {
+            *reinterpret_cast<uint4*>(to + row * S::In::BYTES) = inside ? source.chunk(raw) : uint4{};
+        });
+}
+
+// The same in two steps: loads on their way into registers, and what becomes of them in shared memory. Both may have sources of their own, if these
+// read the same.
 template <class T, class S, class G, class Raw>
 struct WindowLoader {
     typename G::template Chunks<T, Raw> chunks;
@@ -152,13 +189,6 @@ struct WindowLoader {
             [&](int row, const Raw& raw, bool inside) { *reinterpret_cast<uint4*>(to + row * S::In::BYTES) = inside ? source.chunk(raw) : uint4{}; });
     }
 };
-
-template <class T, class S, class G, class Source>
-__device__ inline void fill_window(char* window, const G& geometry, const Image<T>& image, const TileAt& at, const Source& source) {
-    WindowLoader<T, S, G, typename Source::Raw> loader;
-    loader.start(geometry, image, at, source);
-    loader.finish(window, geometry, source);
-}
 
 // sums += all taps of a phase: rows of the window, shifted, * rows of the weight. TRANSPOSED: the weight's rows are what is summed over.
 template <class T, class S, bool TRANSPOSED, class G>
