@@ -14,14 +14,16 @@ __device__ inline void multiply_pixels(WgradSums<S>& sums, const char* dy, const
     using In = typename S::X::In;
     constexpr int STEPS = S::PIXELS / 16 / S::SHARES;
     const WgradWarp<S> warp;
+    const LaneOfDy dy_lane(warp.lane);
+    const LaneOfZ z_lane(warp.lane);
     const int first = warp.share * STEPS * 16;
     uint32_t a_at[S::ROWS], b_at[S::COLUMNS / 2];
 #pragma unroll
     for (int i = 0; i < S::ROWS; ++i)
-        a_at[i] = shared_address(dy) + S::Out::at(first + first_operand_row(warp.lane), warp.k / 8 + 2 * i + first_operand_chunk(warp.lane));
+        a_at[i] = shared_address(dy) + S::Out::at(first + dy_lane.pixel, warp.k / 8 + 2 * i + dy_lane.chunk);
 #pragma unroll
     for (int j = 0; j < S::COLUMNS / 2; ++j)
-        b_at[j] = shared_address(z) + In::at(first + second_operand_row(warp.lane), warp.c / 8 + 2 * j + second_operand_chunk(warp.lane));
+        b_at[j] = shared_address(z) + In::at(first + z_lane.pixel, warp.c / 8 + 2 * j + z_lane.chunk);
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
         uint32_t b[S::COLUMNS / 2][4];
@@ -57,15 +59,12 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_wgrad_
         x.start(tile, c);
     };
     start(blockIdx.x);
-    Values<8> scale{}, shift{};
-    if (args.bn && has_x) {
-        const Norm<T, 8> norm(args.bn + x.channel(c), args.bn_pitch);
-        scale = norm.scale, shift = norm.shift;
-    }
+    ThreadNorm<T> norm;
+    if (args.bn) norm.load(args.bn, args.bn_pitch, has_x ? x.channel(c) : 0);
 
     WgradSums<S> sums{};
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        apply_prologue(prologue, inputs, x, has_x, scale, shift);
+        apply_prologue(prologue, inputs, x, has_x, norm);
         // Beyond the last pixel z is relu(shift), and a deferred dy c - b*mean.
         const int left = int(min(pixels - int64_t(tile) * S::PIXELS, int64_t(S::PIXELS))) - dy.thread.row;
         store_slab(staged, dy, has_dy, [&](const typename Source::Raw& raw, int row) { return !DEFERRED || row < left ? source.chunk(raw) : uint4{}; });
@@ -75,7 +74,7 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_wgrad_
         __syncthreads();
     }
     add_shares<S>(sums, memory);
-    store_part<S>(args.parts + int64_t(blockIdx.x) * conv.k * conv.c, sums, conv, k * S::K, c * S::C, 0);
+    store_part<S>(args.parts + int64_t(blockIdx.x) * conv.k * conv.c, sums, conv, k * S::K, c * S::C, 0, 1);
 }
 
 // Of the shapes of fused_preact/backends/cuda/wgrad_tiles.py, the one of this tile.

@@ -10,28 +10,48 @@
 namespace fused_preact::cuda {
 namespace {
 
-// A tile of dy; zeros outside, where a deferred one would be c - b*mean.
-template <bool DEFERRED, class T, class S>
-__device__ inline void stage_gradient(char* staged, const BnReluConv2dBwd& args, const Outputs<S>& outputs, int first) {
-    if constexpr (!DEFERRED) {
-        copy_output_like<T, S>(staged, args.dy, outputs, first, args.conv.k);
-    } else {
-        using Source = Gradient<T, true>;
-        const Walk<S::THREADS, S::PIXELS, S::Out::CHUNKS> thread;
-        const int channel = first + 8 * thread.chunk, step = outputs.template step<decltype(thread)>();
-        const bool has = channel < args.conv.k;
-        const Source source(args.dy, args.dy_x, args.dy_coeffs, args.conv.k, has ? channel : 0);
-        const T* const from = static_cast<const T*>(args.dy) + outputs.at(thread, channel);
-        typename Source::Raw raw[thread.COUNT];
-        auto inside = [&](int i) { return has && outputs.has(thread.row + i * thread.STEP); };
+// The thread's chunks of a tile of dy, of channels from `first` on, as of a window; zeros outside, where a deferred one would be c - b*mean.
+template <class T, class S, bool DEFERRED>
+struct GradientLoader {
+    using Source = Gradient<T, DEFERRED>;
+    using Thread = Walk<S::THREADS, S::PIXELS, S::Out::CHUNKS>;
+    // A thread's chunks are whole rows of the tile apart.
+    static constexpr int ROWS_APART = Thread::STEP / S::WIDTH;
+    static_assert(Thread::STEP % S::WIDTH == 0);
+    const Conv& conv;
+    Thread thread;
+    int channel, row, column;
+    Source source;
+    const T* own;  // of the first tile
+    typename Source::Raw raw[Thread::COUNT];
+    bool inside[Thread::COUNT];
+
+    __device__ GradientLoader(const BnReluConv2dBwd& args, int first)
+        : conv(args.conv), channel(first + 8 * thread.chunk), row(thread.row / S::WIDTH), column(thread.row % S::WIDTH),
+          source(args.dy, args.dy_x, args.dy_coeffs, conv.k, channel < conv.k ? channel : 0),
+          own(static_cast<const T*>(args.dy) + (row * conv.x.out + column) * conv.k + channel) {}
+
+    // exists: whether there is such a tile.
+    __device__ void start(const TileAt& at, bool exists) {
+        const Axis &down = conv.y, &across = conv.x;
+        const T* from = own + (int64_t(at.image) * (down.out * across.out) + (at.y * across.out + at.x)) * conv.k;
+        const int rows = exists && channel < conv.k && column < across.out - at.x ? down.out - at.y - row : 0, step = ROWS_APART * across.out * conv.k;
 #pragma unroll
-        for (int i = 0; i < thread.COUNT; ++i)
-            if (inside(i)) raw[i] = source.read(from + int64_t(i) * step);
-#pragma unroll
-        for (int i = 0; i < thread.COUNT; ++i)
-            *reinterpret_cast<uint4*>(staged + S::Out::at(thread.row, thread.chunk) + i * thread.STEP * S::Out::BYTES) = inside(i) ? source.chunk(raw[i]) : uint4{};
+        for (int i = 0; i < Thread::COUNT; ++i, from += step) {
+            inside[i] = i * ROWS_APART < rows;
+            if (inside[i])
+                raw[i] = source.read(from);
+            else if (!DEFERRED)
+                raw[i] = typename Source::Raw{};
+        }
     }
-}
+    __device__ void finish(char* staged) const {
+        char* const to = staged + S::Out::at(thread.row, thread.chunk);
+#pragma unroll
+        for (int i = 0; i < Thread::COUNT; ++i)
+            *reinterpret_cast<uint4*>(to + i * Thread::STEP * S::Out::BYTES) = !DEFERRED || inside[i] ? source.chunk(raw[i]) : uint4{};
+    }
+};
 
 // The group's taps, wherever in the window: each reads its own pixels.
 template <class T, class S>
@@ -48,20 +68,29 @@ struct AnyTaps {
     __device__ void multiply(WgradSums<S>& sums, const char* dy, const char* window) const {
         constexpr int STEPS = S::PIXELS / 16 / S::SHARES;
         const WgradWarp<S> warp;
+        const LaneOfDy dy_lane(warp.lane);
+        const LaneOfZ z_lane(warp.lane);
         const int first = warp.share * STEPS * 16, next_rows = geometry.next_rows();
-        const uint32_t a_at = shared_address(dy) + S::Out::at(first + first_operand_row(warp.lane), warp.k / 8 + first_operand_chunk(warp.lane));
-        const uint32_t b_at = shared_address(window) + S::In::at(geometry.row_of(first + second_operand_row(warp.lane)), warp.c / 8 + second_operand_chunk(warp.lane));
+        const uint32_t z = shared_address(window) + S::In::at(geometry.row_of(first + z_lane.pixel), warp.c / 8 + z_lane.chunk);
 #pragma unroll 1
         for (int step = 0; step < STEPS; ++step) {
-            uint32_t a[4];
-            load_transposed(a, a_at + step * 16 * S::Out::BYTES);
+            uint32_t a[S::ROWS][4];
+#pragma unroll
+            for (int i = 0; i < S::ROWS; ++i)
+                load_transposed(a[i], shared_address(dy) + S::Out::at(first + step * 16 + dy_lane.pixel, warp.k / 8 + 2 * i + dy_lane.chunk));
 #pragma unroll
             for (int tap = 0; tap < S::TAPS; ++tap) {
                 if (tap >= count) break;
-                uint32_t b[4];
-                load_transposed(b, b_at + step * next_rows + offsets[tap]);
-                multiply_add(sums[tap][0][0], a, b[0], b[1], T{});
-                multiply_add(sums[tap][0][1], a, b[2], b[3], T{});
+#pragma unroll
+                for (int j = 0; j < S::COLUMNS / 2; ++j) {
+                    uint32_t b[4];
+                    load_transposed(b, z + step * next_rows + offsets[tap] + j * 32);
+#pragma unroll
+                    for (int i = 0; i < S::ROWS; ++i) {
+                        multiply_add(sums[tap][i][2 * j], a[i], b[0], b[1], T{});
+                        multiply_add(sums[tap][i][2 * j + 1], a[i], b[2], b[3], T{});
+                    }
+                }
             }
         }
     }
@@ -72,17 +101,20 @@ struct AnyTaps {
 template <class T, class S>
 struct Taps3x3 {
     using Geometry = Window3x3<S, false>;
-    static_assert(S::WIDTH == 8 && S::TAPS == 9);
+    static_assert(S::WIDTH == 8 && S::TAPS == 9 && S::ROWS == 1 && S::COLUMNS == 2 && S::HEIGHT % (2 * S::SHARES) == 0);
+    static constexpr int count = S::TAPS;
 
     __device__ Taps3x3(const Geometry&, int) {}
 
     __device__ void multiply(WgradSums<S>& sums, const char* dy, const char* window) const {
         constexpr int PAIRS = S::HEIGHT / 2 / S::SHARES;
         const WgradWarp<S> warp;
-        const int row = warp.share * PAIRS * 2, pixel = second_operand_row(warp.lane);
-        const uint32_t a_at = shared_address(dy) + S::Out::at(row * 8 + first_operand_row(warp.lane), warp.k / 8 + first_operand_chunk(warp.lane));
+        const LaneOfDy dy_lane(warp.lane);
+        const LaneOfZ z_lane(warp.lane);
+        const int row = warp.share * PAIRS * 2;
+        const uint32_t a_at = shared_address(dy) + S::Out::at(row * 8 + dy_lane.pixel, warp.k / 8 + dy_lane.chunk);
         const uint32_t b_at =
-            shared_address(window) + S::In::at((row + pixel / 8) * Geometry::WIDTH + pixel % 8, warp.c / 8 + second_operand_chunk(warp.lane));
+            shared_address(window) + S::In::at((row + z_lane.pixel / 8) * Geometry::WIDTH + z_lane.pixel % 8, warp.c / 8 + z_lane.chunk);
         uint32_t above[4]{};
 #pragma unroll
         for (int pair = 0; pair <= PAIRS; ++pair) {
@@ -106,38 +138,53 @@ struct Taps3x3 {
     }
 };
 
-// Blocks take tiles of outputs in turn, for their channels of both and their taps.
+// Groups of threads take tiles of outputs in turn, for the block's channels of both and its taps. While one tile is multiplied, the next is on its
+// way.
 template <class T, class S, class Taps, bool DEFERRED>
-__global__ void __launch_bounds__(S::THREADS, S::RESIDENT)
+__global__ void __launch_bounds__(S::THREADS* S::GROUPS, S::RESIDENT)
     bn_relu_conv2d_wgrad_window_kernel(const __grid_constant__ BnReluConv2dBwd args, const __grid_constant__ Window host_window) {
     extern __shared__ uint4 memory[];
-    char *const staged = reinterpret_cast<char*>(memory), *const window = staged + S::WINDOW_AT;
     const typename Taps::Geometry geometry{host_window};
+    char *const staged = reinterpret_cast<char*>(memory) + threadIdx.y * S::group_bytes(geometry.pixels()), *const window = staged + S::WINDOW_AT;
     const Conv& conv = args.conv;
     const Axis &down = conv.y, &across = conv.x;
-    const int slabs = (conv.c + S::C - 1) / S::C, first_tap = blockIdx.z / slabs * S::TAPS, first_k = blockIdx.y * S::K, first_c = blockIdx.z % slabs * S::C;
-    const int channel = first_c + threadIdx.x % S::In::CHUNKS * 8, tiles = conv.n * ((down.out + S::HEIGHT - 1) / S::HEIGHT) * ((across.out + S::WIDTH - 1) / S::WIDTH);
-    const bool has = channel < conv.c;
+    const int tiles = conv.n * TileAt::along(down.out, S::HEIGHT) * TileAt::along(across.out, S::WIDTH);
+    const int slabs = TileAt::along(conv.c, S::C), first_tap = blockIdx.z / slabs * S::TAPS, first_k = blockIdx.y * S::K, first_c = blockIdx.z % slabs * S::C;
+    // The thread's first of x.
+    const int c = first_c + threadIdx.x % S::In::CHUNKS * 8;
+    const bool has_x = c < conv.c;
     const Prologue prologue = prologue_of(args.bn, args.relu);
+    ThreadNorm<T> norm;
+    if (args.bn) norm.load(args.bn, args.bn_pitch, has_x ? c : 0);
     const Taps taps(geometry, first_tap);
 
-    WgradSums<S> sums{};
-    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    WindowLoader<T, S, typename Taps::Geometry, uint4> x;
+    GradientLoader<T, S, DEFERRED> dy(args, first_k);
+    const T* const x_of_thread = static_cast<const T*>(args.x) + c;
+    // Where a group finds no tile any more, all is outside.
+    auto start = [&](int tile) {
         const TileAt at = TileAt::of<S>(tile, down.out, across.out);
-        const Outputs<S> outputs{((int64_t(at.image) * down.out + at.y) * across.out + at.x) * conv.k, across.out * conv.k, conv.k,
-                                 min(down.out - at.y, S::HEIGHT), min(across.out - at.x, S::WIDTH)};
-        const Image<T> image{static_cast<const T*>(args.x) + int64_t(at.image) * down.in * across.in * conv.c + channel, has ? down.in : 0, across.in, conv.c};
-        stage_gradient<DEFERRED, T>(staged, args, outputs, first_k);
-        with_prologue(prologue, [&](auto p) {
-            fill_window<T, S>(window, geometry, image, at, Activation<T, p()>(args.bn, args.bn_pitch, has ? channel : 0));
-        });
-        wait_for_copies();
+        const bool exists = tile < tiles;
+        const Image<T> image{x_of_thread + int64_t(at.image) * (down.in * across.in) * conv.c, exists && has_x ? down.in : 0, across.in, conv.c};
+        x.start(geometry, image, at, Activation<T, Prologue::none>(norm));
+        dy.start(at, exists);
+    };
+
+    WgradSums<S> sums{};
+    const int step = gridDim.x * S::GROUPS;
+    int first = blockIdx.x * S::GROUPS;
+    start(first + threadIdx.y);
+    while (first < tiles) {
+        with_prologue(prologue, [&](auto p) { x.finish(window, geometry, Activation<T, p()>(norm)); });
+        dy.finish(staged);
         __syncthreads();
+        first += step;
+        if (first < tiles) start(first + threadIdx.y);
         taps.multiply(sums, staged, window);
         __syncthreads();
     }
     add_shares<S>(sums, memory);
-    store_part<S>(args.parts + int64_t(blockIdx.x) * conv.k * conv.taps() * conv.c, sums, conv, first_k, first_c, first_tap);
+    store_part<S>(args.parts + int64_t(blockIdx.x) * conv.k * conv.taps() * conv.c, sums, conv, first_k, first_c, first_tap, taps.count);
 }
 
 // Of the shapes of fused_preact/backends/cuda/wgrad_tiles.py, the one of this tile. body(shape, Taps of T)
@@ -152,8 +199,9 @@ bool with_shape(const BnReluConv2dBwd& args, Body&& body) {
     };
     auto is_3x3 = [&](auto shape) { return is(shape, Type<Taps3x3<T, decltype(shape)>>{}, args.conv.dense_3x3()); };
     auto is_any = [&](auto shape) { return is(shape, Type<AnyTaps<T, decltype(shape)>>{}, !args.conv.dense_3x3()); };
-    return is_3x3(WindowWgradShape<32, 8, 16, 16, 1, 1, 4>{}) || is_3x3(WindowWgradShape<16, 8, 32, 32, 2, 2, 1>{}) ||
-           is_3x3(WindowWgradShape<8, 8, 32, 32, 2, 2, 1>{}) || is_any(WindowWgradShape<8, 8, 32, 32, 2, 2, 1>{});
+    return is_3x3(WindowWgradShape<32, 8, 16, 16, 9, 1, 1, 4>{}) || is_3x3(WindowWgradShape<16, 8, 32, 32, 9, 2, 2, 1>{}) ||
+           is_3x3(WindowWgradShape<8, 8, 32, 32, 9, 2, 2, 1>{}) || is_any(WindowWgradShape<8, 8, 32, 32, 9, 2, 2, 1>{}) ||
+           is_any(WindowWgradShape<8, 8, 64, 64, 1, 2, 2, 1>{});
 }
 
 template <class T, bool DEFERRED>
@@ -165,8 +213,8 @@ Status launch(const BnReluConv2dBwd& args, cudaStream_t stream) {
         const int groups = (args.conv.taps() + S::TAPS - 1) / S::TAPS;
         const dim3 blocks(args.wgrad.parts, (args.conv.k + S::K - 1) / S::K, (args.conv.c + S::C - 1) / S::C * groups);
         static SharedMemoryLimit limit;
-        status = launch_with_memory(bn_relu_conv2d_wgrad_window_kernel<T, S, typename decltype(taps)::type, DEFERRED>, limit, args.target.device, blocks, S::THREADS,
-                                    args.wgrad.shared, S::bytes(window.y.extent * window.x.extent), stream, args, window);
+        status = launch_with_memory(bn_relu_conv2d_wgrad_window_kernel<T, S, typename decltype(taps)::type, DEFERRED>, limit, args.target.device, blocks,
+                                    dim3(S::THREADS, S::GROUPS), args.wgrad.shared, S::bytes(window.y.extent * window.x.extent), stream, args, window);
     });
     return status;
 }

@@ -77,7 +77,7 @@ class SharedMemoryLimit {
 
 // Launches a kernel with so many bytes of shared memory, which must be what it takes: the host has a table of its own.
 template <class... Args>
-Status launch_with_memory(void (*kernel)(Args...), SharedMemoryLimit& limit, int device, dim3 blocks, int threads, int bytes, int taken, cudaStream_t stream,
+Status launch_with_memory(void (*kernel)(Args...), SharedMemoryLimit& limit, int device, dim3 blocks, dim3 threads, int bytes, int taken, cudaStream_t stream,
                           const std::decay_t<Args>&... args) {
     if (bytes != taken) return {"the tile's shared memory is not what the kernel takes"};
     const Status status = limit.raise(kernel, device);

@@ -78,33 +78,43 @@ __device__ inline uint4 activated(uint4 raw, const Values<8>& scale, const Value
     return packed<P == Prologue::norm_relu, T>(chunk);
 }
 
+// scale and shift of a thread's channels.
+template <class T>
+struct ThreadNorm {
+    Values<8> scale, shift;
+
+    // From `channel` on.
+    __device__ void load(const float* bn, int64_t pitch, int channel) {
+        const Norm<T, 8> norm(bn + channel, pitch);
+        scale = norm.scale, shift = norm.shift;
+    }
+};
+
 template <class T, class S>
-__device__ inline void apply_prologue(Prologue prologue, char* to, const PixelLoader<T, S>& loader, bool inside, const Values<8>& scale, const Values<8>& shift) {
-    with_prologue(prologue, [&](auto p) { store_slab(to, loader, inside, [&](uint4 chunk, int) { return activated<p(), T>(chunk, scale, shift); }); });
+__device__ inline void apply_prologue(Prologue prologue, char* to, const PixelLoader<T, S>& loader, bool inside, const ThreadNorm<T>& norm) {
+    with_prologue(prologue, [&](auto p) { store_slab(to, loader, inside, [&](uint4 chunk, int) { return activated<p(), T>(chunk, norm.scale, norm.shift); }); });
 }
 
 template <class T, class S>
 __device__ inline void apply_prologue(Prologue prologue, char* to, const PixelLoader<T, S>& loader, int slab, const NormVectors<T, S>& vectors) {
     const bool inside = loader.inside(slab);
-    // Defined in any case: else registers keep them from tile to tile.
-    Values<8> scale{}, shift{};
-    if (inside && prologue != Prologue::none) vectors.get(slab * S::In::CHUNKS + loader.thread.chunk, scale, shift);
-    apply_prologue(prologue, to, loader, inside, scale, shift);
+    ThreadNorm<T> norm;
+    if (inside && prologue != Prologue::none) vectors.get(slab * S::In::CHUNKS + loader.thread.chunk, norm.scale, norm.shift);
+    apply_prologue(prologue, to, loader, inside, norm);
 }
 
 // Where a window's chunks come from: z from x. The thread has the channels from `channel` on.
 template <class T, Prologue P>
 struct Activation {
     using Raw = uint4;
-    Values<8> scale, shift;
+    ThreadNorm<T> norm;
 
+    __device__ explicit Activation(const ThreadNorm<T>& norm) : norm(norm) {}
     __device__ Activation(const float* bn, int64_t pitch, int channel) {
-        if (P == Prologue::none) return;
-        const Norm<T, 8> norm(bn + channel, pitch);
-        scale = norm.scale, shift = norm.shift;
+        if (P != Prologue::none) norm.load(bn, pitch, channel);
     }
     __device__ Raw read(const T* from) const { return *reinterpret_cast<const uint4*>(from); }
-    __device__ uint4 chunk(Raw raw) const { return activated<P, T>(raw, scale, shift); }
+    __device__ uint4 chunk(Raw raw) const { return activated<P, T>(raw, norm.scale, norm.shift); }
 };
 
 }  // namespace fused_preact::cuda

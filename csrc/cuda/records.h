@@ -88,8 +88,8 @@ struct BnReluConv2dFwd {
     int stats_tiles = 0;
 };
 
-// What a block of a weight's gradient computes, `k` x `c` of it for some of the taps, from `pixels` at a time; how many blocks share out the
-// pixels, a part of the gradient each, and their bytes of shared memory.
+// What a block of a weight's gradient computes, `k` x `c` of it for some of the taps, from tiles of `pixels`; how many blocks share out the tiles,
+// a part of the gradient each, and their bytes of shared memory.
 struct WgradTile {
     int pixels, k, c, parts, shared;
 };

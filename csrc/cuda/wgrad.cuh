@@ -1,32 +1,35 @@
 // What the kernels of a weight's gradient share: the tile of a block, the place of a warp in it, and how sums become a part of the gradient.
 #pragma once
+#include <type_traits>
+
 #include "conv_shape.cuh"
 #include "records.h"
 
 namespace fused_preact::cuda {
 
-// A block computes K x C of the gradient, for TAPS taps at a time, from HEIGHT x WIDTH output pixels at a time. Its warps share out output
-// channels (DOWN), input channels (ACROSS) and pixels (SHARES). A warp has ROWS tiles of 16 output channels, COLUMNS of 8 input channels.
-template <int HEIGHT_, int WIDTH_, int K_, int C_, int TAPS_, int DOWN_, int ACROSS_, int SHARES_>
+// A block computes K x C of the gradient, under TAPS taps. Each of its GROUPS of threads (threadIdx.y) takes HEIGHT x WIDTH output pixels at a time.
+// The warps of a group share out output channels (DOWN), input channels (ACROSS) and pixels (SHARES). A warp has ROWS tiles of 16 output
+// channels, COLUMNS of 8 input channels.
+template <int HEIGHT_, int WIDTH_, int K_, int C_, int TAPS_, int DOWN_, int ACROSS_, int SHARES_, int GROUPS_>
 struct WgradShape {
     static constexpr int HEIGHT = HEIGHT_, WIDTH = WIDTH_, PIXELS = HEIGHT * WIDTH, K = K_, C = C_, TAPS = TAPS_;
-    static constexpr int DOWN = DOWN_, ACROSS = ACROSS_, SHARES = SHARES_;
-    // Blocks that share a multiprocessor's registers: few, with sums of many channels, and the next tile in registers.
-    static constexpr int RESIDENT = 2;
-    static constexpr bool FLAT = HEIGHT == 1;
+    static constexpr int DOWN = DOWN_, ACROSS = ACROSS_, SHARES = SHARES_, GROUPS = GROUPS_;
+    // Blocks that share a multiprocessor's registers: 8 warps, each with many sums and its share of the next tile.
+    static constexpr int RESIDENT = 2 / GROUPS;
     static constexpr int THREADS = 32 * DOWN * ACROSS * SHARES, ROWS = K / (16 * DOWN), COLUMNS = C / (8 * ACROSS);
     // Of dy.
     using Out = Swizzled<K>;
     static constexpr int OUT_BYTES = PIXELS * Out::BYTES;
-    // Sums of half the warps, on their way to the others.
-    static constexpr int SUMS = TAPS * ROWS * COLUMNS, SUMS_BYTES = SHARES / 2 * DOWN * ACROSS * SUMS * 32 * 16;
+    // 16x8 sums of a warp; those of half the warps, on their way to the others.
+    static constexpr int SUMS = TAPS * ROWS * COLUMNS, SUMS_BYTES = SHARES * GROUPS / 2 * DOWN * ACROSS * SUMS * 32 * 16;
+    static_assert(THREADS == 128 && (GROUPS & (GROUPS - 1)) == 0);
     static_assert(K % (16 * DOWN) == 0 && C % (16 * ACROSS) == 0 && PIXELS % (16 * SHARES) == 0 && (SHARES & (SHARES - 1)) == 0);
 };
 
 // Of a pointwise convolution, whose pixels are a list. Shared memory: dy, z.
 template <int PIXELS_, int K_, int C_, int DOWN_, int ACROSS_, int SHARES_>
-struct FlatWgradShape : WgradShape<1, PIXELS_, K_, C_, 1, DOWN_, ACROSS_, SHARES_> {
-    using Base = WgradShape<1, PIXELS_, K_, C_, 1, DOWN_, ACROSS_, SHARES_>;
+struct FlatWgradShape : WgradShape<1, PIXELS_, K_, C_, 1, DOWN_, ACROSS_, SHARES_, 1> {
+    using Base = WgradShape<1, PIXELS_, K_, C_, 1, DOWN_, ACROSS_, SHARES_, 1>;
     // An operand, in the words of the loader.
     template <int CHANNELS>
     struct Operand {
@@ -39,19 +42,21 @@ struct FlatWgradShape : WgradShape<1, PIXELS_, K_, C_, 1, DOWN_, ACROSS_, SHARES
     static_assert(BYTES >= Base::SUMS_BYTES);
 };
 
-// Of a convolution that reads a window of pixels. Shared memory: dy, and the window of z.
-template <int HEIGHT_, int WIDTH_, int K_, int C_, int DOWN_, int ACROSS_, int SHARES_>
-struct WindowWgradShape : WgradShape<HEIGHT_, WIDTH_, K_, C_, 9, DOWN_, ACROSS_, SHARES_> {
-    using Base = WgradShape<HEIGHT_, WIDTH_, K_, C_, 9, DOWN_, ACROSS_, SHARES_>;
+// Of a convolution that reads a window of pixels. Two groups add up to one part: parts are large. Shared memory: for each group dy and the window
+// of z; later sums of half the warps.
+template <int HEIGHT_, int WIDTH_, int K_, int C_, int TAPS_, int DOWN_, int ACROSS_, int SHARES_>
+struct WindowWgradShape : WgradShape<HEIGHT_, WIDTH_, K_, C_, TAPS_, DOWN_, ACROSS_, SHARES_, 2> {
+    using Base = WgradShape<HEIGHT_, WIDTH_, K_, C_, TAPS_, DOWN_, ACROSS_, SHARES_, 2>;
     using In = Padded<C_>;
     static constexpr bool MANY = false;
     static constexpr int WINDOW_AT = Base::OUT_BYTES;
-    // A warp has one tile of 16 output channels x 16 input channels: so many sums fit its registers.
-    static_assert(Base::ROWS == 1 && Base::COLUMNS == 2 && HEIGHT_ % (2 * SHARES_) == 0);
-    // A window has at least a pixel for each output.
-    static_assert(WINDOW_AT + Base::PIXELS * In::BYTES >= Base::SUMS_BYTES);
+    static_assert(Base::SUMS <= 18, "so many sums fit a warp's registers, beside the next tile");
 
-    static constexpr int bytes(int window_pixels) { return WINDOW_AT + window_pixels * In::BYTES; }
+    static constexpr int group_bytes(int window_pixels) { return WINDOW_AT + window_pixels * In::BYTES; }
+    static constexpr int bytes(int window_pixels) {
+        const int all = Base::GROUPS * group_bytes(window_pixels);
+        return all > Base::SUMS_BYTES ? all : Base::SUMS_BYTES;
+    }
 };
 
 // Where a warp's sums lie in the block's, and which share of the pixels it takes.
@@ -69,17 +74,24 @@ struct WgradWarp {
 template <class S>
 using WgradSums = float[S::TAPS][S::ROWS][S::COLUMNS][4];
 
-// Rows are pixels in both operands. Offsets of a lane's row for ldmatrix: 16 pixels of 16 output channels as mma's first operand, transposed;
-// pixels and chunk of 16 input channels as its second.
-__device__ inline int first_operand_row(int lane) { return lane % 8 + lane / 16 * 8; }
-__device__ inline int first_operand_chunk(int lane) { return lane / 8 % 2; }
-__device__ inline int second_operand_row(int lane) { return lane % 16; }
-__device__ inline int second_operand_chunk(int lane) { return lane / 16; }
+// Which pixel and chunk a lane names for ldmatrix, of 16 pixels x 16 channels that lie with a row for each pixel: of dy, mma's first operand when
+// transposed, and of z, its second.
+struct LaneOfDy {
+    int pixel, chunk;
 
-// Warps that share the pixels add up in pairs, in a fixed order; the first share has the result. All threads must come.
+    __device__ explicit LaneOfDy(int lane) : pixel(lane % 8 + lane / 16 * 8), chunk(lane / 8 % 2) {}
+};
+struct LaneOfZ {
+    int pixel, chunk;
+
+    __device__ explicit LaneOfZ(int lane) : pixel(lane % 16), chunk(lane / 16) {}
+};
+
+// Warps that share the pixels, in all groups, add up in pairs, in a fixed order; the first has the result. All threads must come.
 template <class S>
 __device__ inline void add_shares(WgradSums<S>& sums, void* memory) {
     const WgradWarp<S> warp;
+    const int share = threadIdx.y * S::SHARES + warp.share;
     float4* const own = static_cast<float4*>(memory) + warp.lane;
     auto each = [&](int slot, auto&& body) {
 #pragma unroll
@@ -87,38 +99,47 @@ __device__ inline void add_shares(WgradSums<S>& sums, void* memory) {
             body(own[((slot * S::DOWN * S::ACROSS + warp.tile) * S::SUMS + i) * 32], sums[i / (S::ROWS * S::COLUMNS)][i / S::COLUMNS % S::ROWS][i % S::COLUMNS]);
     };
 #pragma unroll
-    for (int half = S::SHARES / 2; half > 0; half /= 2) {
+    for (int half = S::SHARES * S::GROUPS / 2; half > 0; half /= 2) {
         __syncthreads();
-        if (warp.share >= half && warp.share < 2 * half) each(warp.share - half, [](float4& slot, const float(&sum)[4]) { slot = {sum[0], sum[1], sum[2], sum[3]}; });
+        if (share >= half && share < 2 * half) each(share - half, [](float4& slot, const float(&sum)[4]) { slot = {sum[0], sum[1], sum[2], sum[3]}; });
         __syncthreads();
-        if (warp.share < half)
-            each(warp.share, [](const float4& slot, float(&sum)[4]) {
+        if (share < half)
+            each(share, [](const float4& slot, float(&sum)[4]) {
                 const float4 other = slot;
                 sum[0] += other.x, sum[1] += other.y, sum[2] += other.z, sum[3] += other.w;
             });
     }
 }
 
-// To part [k][taps][c], from output channel `first_k`, input channel `first_c` and tap `first_tap` on; what is beyond the last is left out.
+// To part [k][taps][c], from output channel `first_k`, input channel `first_c` and tap `first_tap` on, so many taps; channels beyond the last are
+// left out.
 template <class S>
-__device__ inline void store_part(float* part, const WgradSums<S>& sums, const Conv& conv, int first_k, int first_c, int first_tap) {
+__device__ inline void store_part(float* part, const WgradSums<S>& sums, const Conv& conv, int first_k, int first_c, int first_tap, int taps) {
     const WgradWarp<S> warp;
-    if (warp.share > 0) return;
+    if (threadIdx.y > 0 || warp.share > 0) return;
+    const int k = first_k + warp.k, c = first_c + warp.c, step = conv.taps() * conv.c;
+    float* const own = part + int64_t(k + warp.lane / 4) * step + first_tap * conv.c + c + 2 * (warp.lane % 4);
     // Channels come in whole 8, so that either all lanes are inside or none.
-    const int k = first_k + warp.k, c = first_c + warp.c, taps = conv.taps();
-    float* const own = part + (int64_t(k + warp.lane / 4) * taps + first_tap) * conv.c + c + 2 * (warp.lane % 4);
+    auto store = [&](auto whole) {
 #pragma unroll
-    for (int row = 0; row < 2 * S::ROWS; ++row) {
-        if (k + 8 * row >= conv.k) break;
+        for (int row = 0; row < 2 * S::ROWS; ++row) {
+            if (!whole() && k + 8 * row >= conv.k) break;
+            float* to = own + 8 * row * int64_t(step);
 #pragma unroll
-        for (int tap = 0; tap < S::TAPS; ++tap) {
-            if (first_tap + tap >= taps) break;
-            float* const to = own + (int64_t(8 * row) * taps + tap) * conv.c;
+            for (int tap = 0; tap < S::TAPS; ++tap, to += conv.c) {
+                if (!whole() && tap >= taps) break;
 #pragma unroll
-            for (int j = 0; j < S::COLUMNS; ++j)
-                if (c + 8 * j < conv.c) *reinterpret_cast<float2*>(to + 8 * j) = {sums[tap][row / 2][j][row % 2 * 2], sums[tap][row / 2][j][row % 2 * 2 + 1]};
+                for (int j = 0; j < S::COLUMNS; ++j) {
+                    const float(&sum)[4] = sums[tap][row / 2][j];
+                    if (whole() || c + 8 * j < conv.c) *reinterpret_cast<float2*>(to + 8 * j) = {sum[row % 2 * 2], sum[row % 2 * 2 + 1]};
+                }
+            }
         }
-    }
+    };
+    if (k + 16 * S::ROWS <= conv.k && c + 8 * S::COLUMNS <= conv.c && taps == S::TAPS)
+        store(std::true_type{});
+    else
+        store(std::false_type{});
 }
 
 }  // namespace fused_preact::cuda

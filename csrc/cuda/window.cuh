@@ -24,6 +24,7 @@ struct Window3x3 {
     const Window& w;
 
     __device__ int taps() const { return TAPS; }
+    __device__ int pixels() const { return HEIGHT * WIDTH; }
     __device__ int phases() const { return 1; }
     __device__ int phase_y(int) const { return 0; }
     __device__ int phase_x(int) const { return 0; }
@@ -38,7 +39,8 @@ struct Window3x3 {
         for (int tap = 0; tap < TAPS; ++tap) body((tap / 3 * WIDTH + tap % 3) * S::In::BYTES, TRANSPOSED ? TAPS - 1 - tap : tap);
     }
 
-    // store(row of the window, read(pointer), inside) for the thread's chunks, whose image's pixels begin at y, x.
+    // The thread's chunks of a window that begins at pixel y, x of the image: read(address) for those inside, and then
+    // store(row of the window, raw, whether it is inside) for all.
     template <class T, class Read, class Store>
     __device__ void fill(const Image<T>& image, int y, int x, Read&& read, Store&& store) const {
         const int place = threadIdx.x / S::In::CHUNKS, column = place % WIDTH, row = place / WIDTH;
@@ -59,6 +61,40 @@ struct Window3x3 {
                 if (row + (group + i) * AT_ONCE < HEIGHT) store((row + (group + i) * AT_ONCE) * WIDTH + column, raw[i], inside(group + i));
         }
     }
+
+    // The same in two steps, with something else between them. One after the other they would need more registers than `fill`.
+    template <class T, class Raw>
+    struct Chunks {
+        Raw raw[COUNT];
+        int first, height;  // of the image: the thread's first row, and how many there are
+
+        template <class Read>
+        __device__ void start(const Window3x3&, const Image<T>& image, int y, int x, Read&& read) {
+            const int column = column_of_thread(), row = row_of_thread();
+            const int step = AT_ONCE * image.width * image.channels;
+            const T* from = image.pixels + int64_t((y + row) * image.width + x + column) * image.channels;
+            first = y + row, height = unsigned(x + column) < unsigned(image.width) ? image.height : 0;
+            if (row >= AT_ONCE) return;
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i, from += step)
+                if (inside(row, i)) raw[i] = read(from);
+        }
+        template <class Read, class Store>
+        __device__ void finish(const Window3x3&, Read&&, Store&& store) const {
+            const int column = column_of_thread(), row = row_of_thread();
+            if (row >= AT_ONCE) return;
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i)
+                if (has(row, i)) store((row + i * AT_ONCE) * WIDTH + column, raw[i], inside(row, i));
+        }
+
+      private:
+        __device__ bool inside(int row, int i) const { return unsigned(first + i * AT_ONCE) < unsigned(height) && has(row, i); }
+    };
+    static __device__ int column_of_thread() { return threadIdx.x / S::In::CHUNKS % WIDTH; }
+    static __device__ int row_of_thread() { return threadIdx.x / S::In::CHUNKS / WIDTH; }
+    // Whether the i-th row of a thread, which has one of the first AT_ONCE, is in the window.
+    static __device__ bool has(int row, int i) { return (i + 1) * AT_ONCE <= HEIGHT || row + i * AT_ONCE < HEIGHT; }
 };
 
 // Any taps, stride and dilation.
@@ -70,6 +106,7 @@ struct AnyWindow {
         const Window::Phase& last = w.phase[w.phases - 1];
         return last.first + last.taps;
     }
+    __device__ int pixels() const { return w.y.extent * w.x.extent; }
     __device__ int phases() const { return w.phases; }
     __device__ int phase_y(int phase) const { return w.phase[phase].y; }
     __device__ int phase_x(int phase) const { return w.phase[phase].x; }
@@ -100,15 +137,34 @@ struct AnyWindow {
                 store(to, {}, false);
         }
     }
+
+    // As of Window3x3; there may be any number of them, so that they are read when they are stored.
+    template <class T, class Raw>
+    struct Chunks {
+        Image<T> image;
+        int y, x;
+
+        template <class Read>
+        __device__ void start(const AnyWindow&, const Image<T>& own, int first_y, int first_x, Read&&) {
+            image = own, y = first_y, x = first_x;
+        }
+        template <class Read, class Store>
+        __device__ void finish(const AnyWindow& geometry, Read&& read, Store&& store) const {
+            geometry.fill(image, y, x, read, store);
+        }
+    };
 };
 
 // Which image and outputs a tile has.
 struct TileAt {
     int image, y, x;  // of its first output, in pixels of a phase
 
+    // How many tiles of a size cover so many pixels.
+    static __device__ int along(unsigned pixels, unsigned size) { return (pixels + size - 1) / size; }
+
     template <class S>
     static __device__ TileAt of(int tile, int height, int width) {
-        const int across = (width + S::WIDTH - 1) / S::WIDTH, down = (height + S::HEIGHT - 1) / S::HEIGHT, row = tile / across;
+        const int across = along(width, S::WIDTH), down = along(height, S::HEIGHT), row = tile / across;
         return {row / down, row % down * S::HEIGHT, (tile - row * across) * S::WIDTH};
     }
 };
@@ -134,6 +190,26 @@ __device__ inline void fill_window(char* window, const G& geometry, const Image<
             *reinterpret_cast<uint4*>(to + row * S::In::BYTES) = inside ? source.chunk(raw) : uint4{};
         });
 }
+
+// The same in two steps: loads on their way into registers, and what becomes of them in shared memory. Both may have sources of their own, if these
+// read the same.
+template <class T, class S, class G, class Raw>
+struct WindowLoader {
+    typename G::template Chunks<T, Raw> chunks;
+
+    template <class Source>
+    __device__ void start(const G& geometry, const Image<T>& image, const TileAt& at, const Source& source) {
+        const Window& w = geometry.w;
+        chunks.start(geometry, image, w.y.origin + at.y * w.y.advance, w.x.origin + at.x * w.x.advance, [&](const T* from) { return source.read(from); });
+    }
+    template <class Source>
+    __device__ void finish(char* window, const G& geometry, const Source& source) const {
+        char* const to = window + threadIdx.x % S::In::CHUNKS * 16;
+        chunks.finish(
+            geometry, [&](const T* from) { return source.read(from); },
+            [&](int row, const Raw& raw, bool inside) { *reinterpret_cast<uint4*>(to + row * S::In::BYTES) = inside ? source.chunk(raw) : uint4{}; });
+    }
+};
 
 // sums += all taps of a phase: rows of the window, shifted, * rows of the weight. TRANSPOSED: the weight's rows are what is summed over.
 template <class T, class S, bool TRANSPOSED, class G>

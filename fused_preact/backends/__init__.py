@@ -21,8 +21,8 @@ from fused_preact.backends.records import Case, Unit
 
 NAMES = ("cuda", "triton", "cpu", "eager")
 
-# Static, so that the same program gives the same bits; the first backend that takes a case runs it. cuda before triton: a unit is one call and
-# fewer instructions (counted, docs/performance.md; nobody has timed either).
+# Static, so that the same program gives the same bits; the first backend that takes a case runs it. cuda before triton: a unit is one call
+# (docs/performance.md); nobody has timed either.
 PREFERENCE = {"cuda": ("cuda", "triton", "eager"), "cpu": ("cpu", "eager")}
 # Of float32, which the cuda backend convolves by torch's library.
 PREFERENCE_OF_FLOAT32 = PREFERENCE | {"cuda": ("triton", "cuda", "eager")}

@@ -1,4 +1,4 @@
-"""The kernels of forward convolutions in the simulator, at every tile that they are compiled for: accuracy, statistics, traffic, instructions."""
+"""The kernels of forward convolutions in the simulator, at every tile that they have: accuracy, statistics, traffic, instructions."""
 
 import pytest
 import torch

@@ -5,9 +5,11 @@ from itertools import product
 import pytest
 import torch
 
-from tests.cuda import test_bn, test_bn_relu_conv2d_fwd
+from fused_preact.backends.cuda.environment import A100
+from fused_preact.backends.cuda.wgrad_tiles import wgrad_tile
+from tests.cuda import test_bn, test_bn_relu_conv2d_fwd, test_bn_relu_conv2d_wgrad
 from tests.cuda.kernels import nan, needs_simulator, run
-from tests.cuda.test_bn_relu_conv2d_fwd import tile_of
+from tests.cuda.test_bn_relu_conv2d_fwd import POINTWISE, WINDOWS, tile_of
 from tests.ptxsim.simulator import FORWARD, RANDOM, REVERSE
 
 pytestmark = needs_simulator
@@ -51,11 +53,20 @@ def conv(dtype, slab, out, c, **how):
     return launch
 
 
+def wgrad(dtype, c, k, conv, deferred):
+    def launch(config):
+        given = test_bn_relu_conv2d_wgrad.Given(dtype, c, k, (3, 10, 13), deferred, conv)
+        dweight, _ = given(wgrad_tile(given.problem, A100)._replace(parts=2), memory_format=torch.contiguous_format, config=config)
+        return [dweight]
+
+    return launch
+
+
 def same_bits(a, b):
     return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
-TEN = {
+KERNELS = {
     **{name: bn(name) for name in ("bn_stats", "bn_relu_bwd", "bn_bwd")},
     "bn_finalize": finalize,
     "bn_coeffs": coeffs,
@@ -64,14 +75,20 @@ TEN = {
     "conv-many-slabs-fp16": conv(torch.float16, 64, 64, 272),
     "conv-eight-warps": conv(torch.float16, 32, 128, 32, residual=False),
     "conv-large-mean": conv(torch.bfloat16, 16, 64, 16, offset=50.0),
+    "wgrad-flat-shared-pixels": wgrad(torch.bfloat16, 64, 16, POINTWISE, False),
+    "wgrad-flat-deferred": wgrad(torch.float16, 72, 64, POINTWISE, True),
+    "wgrad-3x3-narrow": wgrad(torch.bfloat16, 16, 8, WINDOWS["3x3"], False),
+    "wgrad-3x3-deferred": wgrad(torch.float16, 24, 40, WINDOWS["3x3"], True),
+    "wgrad-stride2": wgrad(torch.bfloat16, 40, 24, WINDOWS["3x3-stride2"], True),
+    "wgrad-1x1-stride2": wgrad(torch.bfloat16, 72, 24, WINDOWS["1x1-stride2"], False),
 }
 # Program order with copies as late as they may be is what all other tests run.
 CONFIGS = [c for c in product((FORWARD, REVERSE, RANDOM), (False, True)) if c != (FORWARD, False)]
 
 
-@pytest.mark.parametrize("name", TEN)
+@pytest.mark.parametrize("name", KERNELS)
 def test_same_bits(name):
-    wanted = TEN[name]({})
+    wanted = KERNELS[name]({})
     for order, at_once in CONFIGS:
-        found = TEN[name]({"order": order, "seed": 5, "copies_at_once": at_once})
+        found = KERNELS[name]({"order": order, "seed": 5, "copies_at_once": at_once})
         assert all(map(same_bits, found, wanted)), (order, at_once)

@@ -12,7 +12,6 @@ from fused_preact.backends.cuda.tiles import (
     FLAT,
     THREADS,
     Axis,
-    Problem,
     bn_grid,
     dgrad_tile,
     flat_fwd_bytes,
@@ -22,11 +21,12 @@ from fused_preact.backends.cuda.tiles import (
     transposed_window_side,
     window_side,
 )
-from fused_preact.backends.cuda.wgrad_tiles import wgrad_tile
+from fused_preact.backends.cuda.wgrad_tiles import FLAT as FLAT_WGRAD
+from fused_preact.backends.cuda.wgrad_tiles import WINDOW_3X3, WINDOW_ANY, wgrad_tile
 from fused_preact.backends.layout import tiles
 from fused_preact.backends.records import Case, Conv
 from fused_preact.models.shapes import LAYER_SHAPES
-from tests.cuda.kernels import needs_simulator
+from tests.cuda.kernels import needs_simulator, problem
 
 H200, RTX4090 = Device(132, 227 << 10), Device(128, 99 << 10)
 devices = pytest.mark.parametrize("device", [A100, H200, RTX4090], ids=["a100", "h200", "rtx4090"])
@@ -86,9 +86,9 @@ def test_shapes_of_the_kernels_are_powers_of_two():
     assert all(n & (n - 1) == 0 for numbers in product(*FLAT) for n in numbers)
 
 
-def problem_of(layer):
-    axis = Axis(layer.size, layer.size // layer.stride, layer.kernel, layer.stride, layer.padding, 1)
-    return Problem(8, layer.in_channels, layer.out_channels, axis, axis)
+def problem_of(layer, n=8):
+    pair = [(number, number) for number in (layer.stride, layer.padding, 1)]
+    return problem((n, layer.in_channels, layer.size, layer.size), (layer.out_channels, layer.in_channels, *(layer.kernel,) * 2), *pair)
 
 
 @devices
@@ -129,3 +129,37 @@ def test_no_layer_of_the_networks_is_refused(layer):
 def test_sides_of_windows(axis, outputs, wanted):
     """Of a tile of outputs, and transposed; what no output reads has no place: of a stride of 1x1 every pixel is the next that counts."""
     assert (window_side(axis, outputs), transposed_window_side(axis, outputs)) == wanted
+
+
+@devices
+@pytest.mark.parametrize("n", [1, 3, 128])
+@pytest.mark.parametrize("layer", [pytest.param(layer, id=name) for name, layer in LAYERS.items() if layer.in_channels % 8 == 0])
+def test_wgrad_tile(layer, n, device):
+    p = problem_of(layer, n)
+    tile = wgrad_tile(p, device)
+    shapes = FLAT_WGRAD if p.pointwise else WINDOW_3X3 if p.dense_3x3 else WINDOW_ANY
+    # 8 warps a multiprocessor fit.
+    shape = next(s for s in shapes if (s.pixels, s.k, s.c) == (tile.pixels, tile.k, tile.c))
+    assert tile.shared * 2 // shape.groups + 2048 <= device.shared_limit
+    pieces = n * ceil(p.y.out / shape.height) * ceil(p.x.out / shape.width)
+    turns = ceil(ceil(p.n * p.y.out * p.x.out / shape.pixels) if p.pointwise else pieces / shape.groups)
+    assert 1 <= tile.parts <= turns
+    # Nobody waits for a block that has two turns more than others.
+    assert (tile.parts - 1) * ceil(turns / tile.parts) < turns
+    # All at once, and their parts do not outweigh the activations, unless they are too few blocks.
+    blocks = ceil(p.k / tile.k) * ceil(p.c / tile.c) * ceil(p.taps / shape.taps)
+    assert (tile.parts - 1) * blocks < device.multiprocessors * 2 // shape.groups
+    activations = 2 * n * (p.y.size * p.x.size * p.c + p.y.out * p.x.out * p.k)
+    assert 16 * tile.parts * p.k * p.taps * p.c <= activations or (tile.parts - 1) * blocks < device.multiprocessors // 2
+
+
+@pytest.mark.parametrize(("channels", "size", "parts"), [(16, 32, 128), (32, 16, 64), (64, 8, 16)])
+def test_parts_of_a_3x3_convolution(channels, size, parts):
+    p = problem((128, channels, size, size), (channels, channels, 3, 3), (1, 1), (1, 1), (1, 1))
+    assert wgrad_tile(p, H200).parts == parts
+
+
+def test_no_wgrad_tile():
+    """Of more taps than a window has room for, and of a window that shared memory has no room for."""
+    assert wgrad_tile(problem((1, 8, 64, 64), (8, 8, 8, 8), (1, 1), (0, 0), (1, 1)), A100) is None
+    assert wgrad_tile(problem((1, 8, 64, 64), (8, 8, 3, 3), (1, 1), (64, 64), (64, 64)), A100) is None

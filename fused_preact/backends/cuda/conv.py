@@ -1,4 +1,7 @@
-"""The fused convolution: what `ops/conv.py` describes, by kernels of ours where there is one, otherwise by torch's library between kernels of norms."""
+"""The fused convolution: what `ops/conv.py` describes.
+
+By kernels of ours where there is one, otherwise by torch's library between kernels of norms.
+"""
 
 import functools
 from typing import NamedTuple

@@ -79,8 +79,8 @@ class Problem(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Of a block of a convolution's kernel: its tile of pixels, warps, and how many share a multiprocessor's registers, if there is one slab
-    or more (0: no such kernel)."""
+    """Of a block of a convolution's kernel: its tile of pixels, warps, and how many share a multiprocessor's registers, if there is one
+    slab or more (0: no such kernel)."""
 
     height: int
     width: int
@@ -282,7 +282,10 @@ def window_dgrad_bytes(p: Problem, slab: int, out: int) -> int:
 
 
 def transposed_window_side(a: Axis, inputs: int) -> int:
-    """Pixels along an axis of the window of dy from which so many inputs of each phase take: input i from (i + padding - r*dilation)/stride."""
+    """Pixels along an axis of the window of dy from which so many inputs of each phase take.
+
+    Input i takes from outputs (i + padding - r*dilation)/stride.
+    """
     reached = [
         (phase + a.padding - r * a.dilation) // a.stride
         for phase in range(a.stride)

@@ -17,12 +17,14 @@ class WgradTile(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Of a block of a kernel: its tile of output pixels, output and input channels."""
+    """Of a block of a kernel: the tile of output pixels of each of its groups of 4 warps, output and input channels, and taps."""
 
     height: int
     width: int
     k: int
     c: int
+    taps: int = 1
+    groups: int = 1
 
     @property
     def pixels(self) -> int:
@@ -31,13 +33,13 @@ class Shape(NamedTuple):
 
 # What csrc/cuda/bn_relu_conv2d_wgrad.cu is compiled for. More channels would leave too few blocks where the pixels are few.
 FLAT = (Shape(1, 128, 16, 64), Shape(1, 128, 64, 16), Shape(1, 128, 32, 64), Shape(1, 128, 64, 32), Shape(1, 64, 64, 64))
-# bn_relu_conv2d_wgrad_window.cu: for 3x3 taps without stride and dilation, and for any.
-WINDOW_3X3 = (Shape(32, 8, 16, 16), Shape(8, 8, 32, 32), Shape(16, 8, 32, 32))
-WINDOW_ANY = (Shape(8, 8, 32, 32),)
-# Taps of a block.
-GROUP = 9
-# Blocks of any of them that share a multiprocessor's registers. At most 26 KB of shared memory, but for wide windows.
-RESIDENT = 2
+# bn_relu_conv2d_wgrad_window.cu: for 3x3 taps without stride and dilation, and for any. What two groups add up is one part.
+WINDOW_3X3 = (Shape(32, 8, 16, 16, 9, 2), Shape(8, 8, 32, 32, 9, 2), Shape(16, 8, 32, 32, 9, 2))
+WINDOW_ANY = (Shape(8, 8, 64, 64, 1, 2), Shape(8, 8, 32, 32, 9, 2))
+# Groups that share a multiprocessor's registers.
+RESIDENT_GROUPS = 2
+# Elements of dweight that the warps of a group have at least between them, where they share out pixels.
+LEAST_BLOCK = 4 * 16 * 16
 
 
 def shared(parts: int) -> WgradTile:
@@ -49,15 +51,12 @@ def wgrad_tile(p: Problem, device: Device) -> WgradTile | None:
     """None if no tile fits the device."""
     if p.pointwise:
         shape = next(s for s in FLAT if s.k >= min(p.k, FLAT[-1].k) and s.c >= min(p.c, FLAT[-1].c))
-        tiles = _parts(p.n * p.y.out * p.x.out, shape.pixels)
-        return WgradTile(shape.pixels, shape.k, shape.c, _parts_of(p, shape, tiles, device), flat_wgrad_bytes(shape))
-    if p.taps > MOST_TAPS or p.y.stride * p.x.stride > MOST_PHASES:
-        return None
-    shape = _window_shape(p)
-    shared = window_wgrad_bytes(p, shape)
-    if shared > device.shared_limit:
-        return None
-    tiles = p.n * _parts(p.y.out, shape.height) * _parts(p.x.out, shape.width)
+        tiles, shared = _parts(p.n * p.y.out * p.x.out, shape.pixels), flat_wgrad_bytes(shape)
+    else:
+        shape = _window_shape(p)
+        tiles, shared = p.n * _parts(p.y.out, shape.height) * _parts(p.x.out, shape.width), window_wgrad_bytes(p, shape)
+        if p.taps > MOST_TAPS or p.y.stride * p.x.stride > MOST_PHASES or shared > device.shared_limit:
+            return None
     return WgradTile(shape.pixels, shape.k, shape.c, _parts_of(p, shape, tiles, device), shared)
 
 
@@ -67,14 +66,16 @@ def flat_wgrad_bytes(shape: Shape) -> int:
 
 
 def window_wgrad_bytes(p: Problem, shape: Shape) -> int:
-    """dy of a tile, and the window of z."""
-    return 2 * shape.pixels * shape.k + window_side(p.y, shape.height) * window_side(p.x, shape.width) * _padded(shape.c)
+    """dy and the window of z of each tile, or later sums of half the warps, each of which has a part of the pixels or of the channels."""
+    window = window_side(p.y, shape.height) * window_side(p.x, shape.width) * _padded(shape.c)
+    sums = 4 * max(shape.k * shape.c, LEAST_BLOCK) * shape.taps
+    return max(shape.groups * (2 * shape.pixels * shape.k + window), shape.groups // 2 * sums)
 
 
 def _window_shape(p: Problem) -> Shape:
     narrow, low, high = WINDOW_3X3
     if not p.dense_3x3:
-        return WINDOW_ANY[0]
+        return WINDOW_ANY[p.taps > 1]
     if max(p.k, p.c) <= narrow.k:
         return narrow
     return low if p.y.out <= low.height else high
@@ -84,15 +85,16 @@ def _parts_of(p: Problem, shape: Shape, tiles: int, device: Device) -> int:
     """How many blocks share out the tiles.
 
     All that the device has at once, if their parts, which are written and read again with 4 bytes an element, stay a quarter of the
-    activations. Where they don't, blocks for half the multiprocessors: more would take longer to add up than they save. A 3x3 convolution of
-    128 images on 132 multiprocessors: 16 to 16 channels of 32x32 has 171 parts of 9 KB, 3 tiles each; 32 to 32 of 16x16 64 parts of 37 KB;
-    64 to 64 of 8x8 16 parts of 147 KB, each from 4 blocks.
+    activations. Where they don't, blocks for half the multiprocessors: more would take longer to add up than they save. So a 3x3
+    convolution of 128 images on 132 multiprocessors has 128 parts of 9 KB if it is 16 to 16 channels of 32x32, 64 parts of 37 KB if it is
+    32 to 32 of 16x16, and 16 parts of 147 KB, each from 4 blocks, if it is 64 to 64 of 8x8.
     """
-    blocks_of_part = _parts(p.k, shape.k) * _parts(p.c, shape.c) * _parts(p.taps, GROUP)
+    blocks_of_part = _parts(p.k, shape.k) * _parts(p.c, shape.c) * _parts(p.taps, shape.taps)
     part = 4 * p.k * p.taps * p.c
     activations = 2 * p.n * (p.y.size * p.x.size * p.c + p.y.out * p.x.out * p.k)
-    most = _parts(device.multiprocessors * RESIDENT, blocks_of_part)
+    most = _parts(device.multiprocessors * RESIDENT_GROUPS // shape.groups, blocks_of_part)
     enough = _parts(device.multiprocessors // 2, blocks_of_part)
-    parts = min(tiles, most, max(enough, activations // 4 // part))
+    turns = _parts(tiles, shape.groups)
+    parts = min(turns, most, max(enough, activations // 4 // part))
     # As even as they can be.
-    return _parts(tiles, _parts(tiles, parts))
+    return _parts(turns, _parts(turns, parts))
