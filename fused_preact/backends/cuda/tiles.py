@@ -123,7 +123,7 @@ WINDOW_ANY = {
 }
 # bn_relu_conv2d_dgrad.cu, by channels of dy at a time and channels of x; its convolutions of windows have the shapes of forward's.
 FLAT_GRAD = {
-    (64, 16): Shape(1, 128, 4, 4),
+    (64, 16): Shape(1, 128, 4, 3),
     (128, 32): Shape(1, 64, 4, 3),
     (16, 64): Shape(1, 128, 4, 3),
     (64, 64): Shape(1, 64, 4, 3, 3),
