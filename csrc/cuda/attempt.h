@@ -21,6 +21,7 @@ inline std::string sizes(const Conv& a) {
 }
 inline std::string sizes(const BnReluConv2dFwd& a) { return sizes(a.conv); }
 inline std::string sizes(const BnReluConv2dBwd& a) { return sizes(a.conv); }
+inline std::string sizes(const PartSums& a) { return std::to_string(a.count) + " gradients"; }
 
 template <class Record>
 Failure attempt(const char* name, Status (*kernel)(const Record&), const Record& record) {

@@ -58,4 +58,11 @@ inline const char* impossible(const BnReluConv2dBwd& a) {
     return nullptr;
 }
 
+inline const char* impossible(const PartSums& a) {
+    if (a.count < 1 || a.count > PartSums::MOST) return "expected one to four gradients";
+    for (int i = 0; i < a.count; ++i)
+        if (a.of[i].count < 1 || a.of[i].size < 1 || a.of[i].size % 4 || !a.of[i].parts || !a.of[i].dweight) return "expected parts of a gradient";
+    return nullptr;
+}
+
 }  // namespace fused_preact::cuda

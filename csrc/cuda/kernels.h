@@ -20,13 +20,15 @@ Status launch_bn_relu_conv2d_fwd(const BnReluConv2dFwd&);
 Status launch_bn_relu_conv2d_fwd_window(const BnReluConv2dFwd&);
 
 Status launch_bn_relu_conv2d_bwd(const BnReluConv2dBwd&);
-// Its parts: out and sums; parts of dweight; their sum.
+// Of it: all but dweight, of which there are parts; and what adds them up.
+Status launch_bn_relu_conv2d_gradients(const BnReluConv2dBwd&);
+PartSum part_sum_of(const BnReluConv2dBwd&);
+// Of gradients: out and sums, by windows where the convolution is not pointwise, and parts of dweight likewise.
 Status launch_bn_relu_conv2d_dgrad(const BnReluConv2dBwd&);
 Status launch_bn_relu_conv2d_dgrad_window(const BnReluConv2dBwd&);
 Status launch_bn_relu_conv2d_wgrad(const BnReluConv2dBwd&);
-// For convolutions that are not pointwise; the former calls it.
 Status launch_bn_relu_conv2d_wgrad_window(const BnReluConv2dBwd&);
-Status launch_bn_relu_conv2d_wgrad_sum(const BnReluConv2dBwd&);
+Status launch_bn_relu_conv2d_wgrad_sum(const PartSums&);
 
 // One tile of statistics, (count, mean, m2), from many.
 Status launch_bn_merge(const BnFinalize&);

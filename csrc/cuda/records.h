@@ -124,6 +124,23 @@ struct BnReluConv2dBwd {
     bool taps_last = false;  // dweight is [k, c, taps] in memory, not [k, taps, c]
 };
 
+// dweight from its parts, [count, size]; taps: of a dweight that is [k, c, taps] in memory, 1: it lies as the parts do.
+struct PartSum {
+    const float* parts;
+    int count, size, c, taps;
+    void* dweight;
+    int columns;  // threads of a block across: the launcher's choice
+};
+
+// Of several convolutions: those of a unit and its shortcut.
+struct PartSums {
+    static constexpr int MOST = 4;
+    Target target;
+    Dtype dtype;
+    int count = 0;
+    PartSum of[MOST];
+};
+
 struct BnFinalize {
     Target target;
     int tiles = 0, channels = 0;

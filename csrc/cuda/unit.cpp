@@ -8,7 +8,7 @@ namespace fused_preact::cuda {
 namespace {
 
 constexpr size_t LINE = 128, HALF = 2;
-constexpr int PROJECTION = -1;
+constexpr int PROJECTION = -1, ALL = -2;
 
 size_t input_bytes(const Conv& a) { return a.inputs() * a.c * HALF; }
 size_t output_bytes(const Conv& a) { return a.outputs() * a.k * HALF; }
@@ -63,7 +63,8 @@ struct FwdWorkspace {
 // g: a layer reads that of the layer after it and writes its own.
 struct BwdWorkspace {
     Carver carver;
-    float *sums, *coeffs[2], *unwanted, *parts;
+    float *sums, *coeffs[2], *unwanted;
+    std::vector<float*> parts;  // of each layer, and last of the projection: they are added up at the end
     void *g[2], *dz = nullptr;
     std::vector<void*> inner;
 
@@ -72,8 +73,10 @@ struct BwdWorkspace {
         sums = carver.floats("sums", most(unit, [](const UnitLayer& a) { return size_t(2) * a.tiles * a.tiled.conv.c; }));
         coeffs[0] = carver.floats("coeffs0", 4 * widest), coeffs[1] = carver.floats("coeffs1", 4 * widest);
         unwanted = carver.floats("unwanted", widest);
-        const size_t parts_of_layers = most(unit, [](const UnitLayer& a) { return part_bytes(a.tiled); });
-        parts = static_cast<float*>(carver.take("parts", std::max(parts_of_layers, unit.projected ? part_bytes(unit.projection) : 0)));
+        static constexpr const char* PARTS[] = {"parts0", "parts1", "parts2", "parts3"};
+        auto take_parts = [&](const TiledConv& conv) { parts.push_back(static_cast<float*>(carver.take(PARTS[parts.size()], part_bytes(conv)))); };
+        for (const UnitLayer& layer : unit.layers) take_parts(layer.tiled);
+        if (unit.projected) take_parts(unit.projection);
         size_t bytes[2] = {};
         for (size_t i = 1; i < unit.layers.size(); ++i) bytes[i % 2] = std::max(bytes[i % 2], input_bytes(unit.layers[i].tiled.conv));
         g[0] = carver.take("g0", bytes[0]), g[1] = carver.take("g1", bytes[1]);
@@ -95,13 +98,15 @@ struct Launches {
     const float* const bns;
     const int64_t pitch = unit.bns_width();
     Failure failure{};
+    PartSums pending{target, unit.dtype, 0, {}};
 
     template <class Record>
     void operator()(int layer, const char* name, Status (*kernel)(const Record&), const Record& record) {
         if (!failure.text.empty()) return;
         failure = attempt(name, kernel, record);
         if (failure.text.empty()) return;
-        failure.text = (layer == PROJECTION ? "the projection" : "layer " + std::to_string(layer + 1)) + " of a unit: " + failure.text;
+        const std::string whose = layer == ALL ? "all layers" : layer == PROJECTION ? "the projection" : "layer " + std::to_string(layer + 1);
+        failure.text = whose + " of a unit: " + failure.text;
     }
 
     const float* bn(size_t layer) const { return unit.layers[layer].norm ? bns + unit.bns_width(layer) : nullptr; }
@@ -155,10 +160,16 @@ struct Launches {
         return args;
     }
 
+    // Parts of dweight wait until all layers have theirs.
     void conv_bwd(int layer, const TiledConv& own, BnReluConv2dBwd args) {
         const BwdTiles tiles = tiles_of(own, args.emit, args.dweight);
         args.dgrad = tiles.dgrad, args.wgrad = tiles.wgrad;
-        (*this)(layer, "bn_relu_conv2d_bwd", launch_bn_relu_conv2d_bwd, args);
+        (*this)(layer, "bn_relu_conv2d_bwd", launch_bn_relu_conv2d_gradients, args);
+        if (args.dweight) pending.of[pending.count++] = part_sum_of(args);
+    }
+
+    void add_parts() {
+        if (pending.count) (*this)(ALL, "bn_relu_conv2d_wgrad_sum", launch_bn_relu_conv2d_wgrad_sum, pending);
     }
 
     void bn_coeffs(size_t i, const float* sums, float* coeffs, float* dgamma, float* dbeta) {
@@ -292,7 +303,7 @@ Failure launch_unit_bwd(const Unit& unit, const UnitBwd& args) {
     const void* shortcut = wanted ? args.dy : nullptr;
     if (unit.projected && (wanted || args.dprojection)) {
         BnReluConv2dBwd own_args = launch.of_conv(unit.projection, unit.layers[0].relu, wanted ? Emit::dz : Emit::none, {args.dy}, args.x,
-                                                  unit.shared ? launch.bn(0) : nullptr, args.projection, own.parts, args.dprojection);
+                                                  unit.shared ? launch.bn(0) : nullptr, args.projection, own.parts.back(), args.dprojection);
         if (wanted) shortcut = own_args.out = own.dz;
         launch.conv_bwd(PROJECTION, unit.projection, own_args);
     }
@@ -305,7 +316,7 @@ Failure launch_unit_bwd(const Unit& unit, const UnitBwd& args) {
         const bool affine = args.dgamma[i], ends = i == 0 && args.dx;
         if (!(below || affine || args.dweight[i])) break;
         const Emit emit = below ? Emit::g : affine ? Emit::sums : Emit::none;
-        BnReluConv2dBwd conv = launch.of_conv(layer.tiled, layer.relu, emit, pending, inputs[i], launch.bn(i), args.weights[i], own.parts, args.dweight[i]);
+        BnReluConv2dBwd conv = launch.of_conv(layer.tiled, layer.relu, emit, pending, inputs[i], launch.bn(i), args.weights[i], own.parts[i], args.dweight[i]);
         if (i == 0 && into_dz && emit != Emit::none) conv.add_dz = shortcut;
         float *const dgamma = affine ? args.dgamma[i] : own.unwanted, *const dbeta = affine ? args.dbeta[i] : own.unwanted;
         if (ends) {
@@ -318,6 +329,7 @@ Failure launch_unit_bwd(const Unit& unit, const UnitBwd& args) {
         if (emit != Emit::none) launch.bn_coeffs(i, own.sums, own.coeffs[i % 2], dgamma, dbeta);
         pending = {conv.out, inputs[i], own.coeffs[i % 2]};
     }
+    launch.add_parts();
     return launch.failure;
 }
 
