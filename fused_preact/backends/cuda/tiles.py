@@ -129,6 +129,7 @@ FLAT_GRAD = {
     (64, 64): Shape(1, 64, 4, 3, 3),
     (32, 128): Shape(1, 128, 8, 2),
     (64, 128): Shape(1, 64, 4, 2, 2),
+    (64, 256): Shape(1, 64, 8, 2),
 }
 # The same kernel where it computes dweight too, whose sums take registers.
 FLAT_BWD = {
@@ -216,10 +217,14 @@ def dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool = False)
 
 def _flat_dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool) -> ConvTile | None:
     shapes = FLAT_BWD if with_wgrad else FLAT_GRAD
+    pixels = p.n * p.y.size * p.x.size
+    # A block of 256 channels reads dy once, and leaves few blocks: not where a quarter of the multiprocessors would be idle.
+    widest = 256 if 4 * _parts(pixels, FLAT_GRAD[64, 256].pixels) >= 3 * device.multiprocessors else 128
+    shapes = {key: shape for key, shape in shapes.items() if key[1] <= widest}
     key = _key(shapes, p.k, p.c, lambda slab, out: flat_dgrad_bytes(slab, out, p.k, with_wgrad), device)
     if key is None:
         return None
-    (slab, out), shape, pixels = key, shapes[key], p.n * p.y.size * p.x.size
+    (slab, out), shape = key, shapes[key]
     if with_wgrad:
         # What blocks write of dweight, and read again, should be little beside the activations.
         tiles = min(tiles, max(device.multiprocessors, pixels * (p.c + p.k) * 2 // PARTS_SHARE // (p.c * p.k * 4)))
