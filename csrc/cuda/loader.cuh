@@ -51,10 +51,12 @@ __device__ inline void copy_weights(char* to, const void* weight, int taps, int 
     const T* const from = static_cast<const T*>(weight);
     const T* own = from + (int64_t(first_row) * taps + thread.row) * columns + column;
     const int left = column < columns ? (min(rows - first_row, ROWS)) * taps : 0;
-    for (int i = thread.row; i < ROWS * taps; i += thread.STEP, own += thread.STEP * columns) {
-        const int row = i / taps, tap = i - row * taps;
+    const int first = Layout::at(thread.row, thread.chunk), count = (ROWS * taps + thread.STEP - 1) / thread.STEP;
+    for (int n = 0; n < count; ++n, own += thread.STEP * columns) {
+        const int i = thread.row + n * thread.STEP, row = i / taps, tap = i - row * taps;
+        if (i >= ROWS * taps) break;
         const bool inside = i < left;
-        copy_async(to + Layout::at(tap * ROWS + row, thread.chunk), inside ? own : from, inside);
+        copy_async(to + (taps == 1 ? first + n * thread.STEP * Layout::BYTES : Layout::at(tap * ROWS + row, thread.chunk)), inside ? own : from, inside);
     }
 }
 
