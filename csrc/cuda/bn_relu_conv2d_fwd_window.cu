@@ -90,7 +90,7 @@ bool with_shape(const BnReluConv2dFwd& args, Body&& body) {
         return is(shape, Type<AnyWindow<S>>{}, !args.conv.dense_3x3());
     };
     return is_3x3(WindowShape<16, 16, 16, 16, false, 4, 1, 4>{}) || is_3x3(WindowShape<16, 16, 32, 32, false, 8, 1, 2>{}) ||
-           is_3x3(WindowShape<8, 8, 64, 32, false, 2, 2, 3>{}) || is_3x3(WindowShape<8, 8, 64, 64, false, 2, 4, 2>{}) || is_3x3(WindowShape<8, 16, 32, 64, true, 4, 2, 2>{}) ||
+           is_3x3(WindowShape<8, 8, 64, 32, false, 2, 2, 3>{}) || is_3x3(WindowShape<8, 8, 64, 64, false, 2, 4, 2>{}) || is_3x3(WindowShape<8, 16, 32, 64, true, 4, 2, 1>{}) ||
            is_any(WindowShape<8, 16, 16, 32, false, 4, 1, 4>{}) || is_any(WindowShape<8, 16, 32, 32, false, 4, 1, 4>{}) || is_any(WindowShape<8, 16, 32, 64, false, 4, 2, 2>{}) ||
            is_any(WindowShape<8, 16, 32, 64, true, 4, 2, 2>{});
 }

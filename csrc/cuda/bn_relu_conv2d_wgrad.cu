@@ -64,9 +64,12 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_wgrad_
 
     WgradSums<S> sums{};
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        apply_prologue(prologue, inputs, x, has_x, norm);
-        // Beyond the last pixel z is relu(shift), and a deferred dy c - b*mean.
-        const int left = int(min(pixels - int64_t(tile) * S::PIXELS, int64_t(S::PIXELS))) - dy.thread.row;
+        // Beyond the last pixel z would be relu(shift), which times 0 is NaN where it is too large for T, and a deferred dy c - b*mean.
+        const int in_tile = int(min(pixels - int64_t(tile) * S::PIXELS, int64_t(S::PIXELS))), left = in_tile - dy.thread.row;
+        if (in_tile == S::PIXELS)
+            apply_prologue(prologue, inputs, x, has_x, norm);
+        else
+            apply_prologue(prologue, inputs, x, has_x, norm, in_tile - x.thread.row);
         store_slab(staged, dy, has_dy, [&](const typename Source::Raw& raw, int row) { return !DEFERRED || row < left ? source.chunk(raw) : uint4{}; });
         __syncthreads();
         if (tile + int(gridDim.x) < tiles) start(tile + gridDim.x);

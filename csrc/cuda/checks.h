@@ -50,6 +50,7 @@ inline const char* impossible(const BnReluConv2dBwd& a) {
     const bool dx = a.emit == Emit::dx || a.emit == Emit::dx_sums, sums = a.emit == Emit::g || a.emit == Emit::sums || a.emit == Emit::dx_sums;
     if ((a.emit != Emit::none) != (a.dgrad.blocks > 0) || !!a.dweight != (a.wgrad.parts > 0)) return "expected a tile for each gradient that is wanted, and no other";
     if (a.dweight && a.wgrad.pixels == 0 && a.wgrad.parts != a.dgrad.blocks) return "expected a part of dweight from each block";
+    if (a.dweight && a.wgrad.pixels == 0 && (a.conv.c > a.dgrad.out || a.conv.k > a.dgrad.slab)) return "expected all channels in a block that gives a part of dweight";
     if (a.dweight && a.wgrad.pixels == 0 && dx) return "expected a tile of dweight's own beside dx";
     if (sums && a.dgrad.blocks > a.sums_tiles) return "expected a tile of sums for each block";
     if (!a.dy || !a.x || !a.weight || !a.dy_x != !a.dy_coeffs || !a.dweight != !a.parts) return "a tensor is missing";

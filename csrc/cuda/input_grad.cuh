@@ -6,10 +6,10 @@
 
 namespace fused_preact::cuda {
 
-// All bits of the halves in which z is not 0. z is not negative; where it is NaN the gradient is kept.
+// All bits of the halves in which z is not 0 (nor -0). z is not negative; where it is NaN the gradient is kept.
 __device__ inline uint32_t alive(uint32_t z) {
     uint32_t bits;
-    asm("prmt.b32 %0, %1, %1, 0xbb99;" : "=r"(bits) : "r"(z + 0x7fff7fffu));
+    asm("prmt.b32 %0, %1, %1, 0xbb99;" : "=r"(bits) : "r"((z & 0x7fff7fffu) + 0x7fff7fffu));
     return bits;
 }
 

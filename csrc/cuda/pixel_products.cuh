@@ -42,7 +42,7 @@ struct PixelProducts {
         for (int i = 0; i < DOWN; ++i) a_at[i] = shared_address(dy) + S::In::at(lane % 8 + lane / 16 * 8, 2 * (down() + i) + lane / 8 % 2);
 #pragma unroll
         for (int j = 0; j < ACROSS; ++j) b_at[j] = shared_address(z) + S::Out::at(lane % 16, 2 * (across() + j) + lane / 16);
-#pragma unroll
+#pragma unroll 2
         for (int step = 0; step < S::PIXELS / 16; ++step) {
             uint32_t b[ACROSS][4];
 #pragma unroll

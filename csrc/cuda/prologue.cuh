@@ -90,9 +90,13 @@ struct ThreadNorm {
     }
 };
 
+// Zeros from row `left` of the thread on.
 template <class T, class S>
-__device__ inline void apply_prologue(Prologue prologue, char* to, const PixelLoader<T, S>& loader, bool inside, const ThreadNorm<T>& norm) {
-    with_prologue(prologue, [&](auto p) { store_slab(to, loader, inside, [&](uint4 chunk, int) { return activated<p(), T>(chunk, norm.scale, norm.shift); }); });
+__device__ inline void apply_prologue(Prologue prologue, char* to, const PixelLoader<T, S>& loader, bool inside, const ThreadNorm<T>& norm,
+                                      int left = S::PIXELS) {
+    with_prologue(prologue, [&](auto p) {
+        store_slab(to, loader, inside, [&](uint4 chunk, int row) { return row < left ? activated<p(), T>(chunk, norm.scale, norm.shift) : uint4{}; });
+    });
 }
 
 template <class T, class S>

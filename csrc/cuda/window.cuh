@@ -113,8 +113,11 @@ struct AnyWindow {
     __device__ int next_rows() const { return 16 / S::WIDTH * w.y.step * w.x.extent * S::In::BYTES; }
     __device__ int row_of(int pixel) const { return pixel / S::WIDTH * w.y.step * w.x.extent + pixel % S::WIDTH; }
 
-    // Columns that neighbouring outputs read are neighbours: sorted by their phase modulo the step.
-    __device__ int column_of(int x) const { return x % w.x.step * ((w.x.extent + w.x.step - 1) / w.x.step) + x / w.x.step; }
+    // Columns that neighbouring outputs read are neighbours: sorted by their phase modulo the step. The first E % step phases have one more.
+    __device__ int column_of(int x) const {
+        const int phase = x % w.x.step;
+        return phase * (w.x.extent / w.x.step) + min(phase, w.x.extent % w.x.step) + x / w.x.step;
+    }
 
     template <class Body>
     __device__ void each_tap(int phase, Body&& body) const {

@@ -5,7 +5,7 @@ import torch
 
 from fused_preact.backends.cuda import tiles
 from fused_preact.backends.cuda.environment import A100
-from fused_preact.backends.cuda.tiles import FLAT_BWD, FLAT_GRAD, WINDOW_3X3, WINDOW_ANY, ConvTile
+from fused_preact.backends.cuda.tiles import FLAT_BWD, FLAT_GRAD, WINDOW_3X3_GRAD, WINDOW_ANY_GRAD, ConvTile
 from fused_preact.backends.cuda.wgrad_tiles import WgradTile, shared
 from fused_preact.backends.layout import conv_out_shape
 from fused_preact.backends.layout import tiles as count_tiles
@@ -19,7 +19,10 @@ pytestmark = needs_simulator
 EAGER = Operators("eager")
 NONE = ConvTile(0, 0, 0, 0, 0), WgradTile(0, 0, 0, 0, 0)
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name_of)
-deferrals = pytest.mark.parametrize("deferred", [False, True], ids=["written", "deferred"])
+# Each kernel with both dtypes and with both kinds of dy, not with all pairs.
+pairs = pytest.mark.parametrize(
+    ("dtype", "deferred"), [(torch.bfloat16, True), (torch.float16, False)], ids=["bfloat16-deferred", "float16"]
+)
 
 
 def nhwc(t):
@@ -96,16 +99,16 @@ class Given:
 
 
 def flat_tile(slab, out, k, blocks, z=False):
-    return ConvTile(FLAT_GRAD[slab, out].pixels, slab, out, blocks, tiles.flat_dgrad_bytes(slab, out, k, z))
+    shape = (FLAT_BWD if z else FLAT_GRAD)[slab, out]
+    return ConvTile(shape.pixels, slab, out, blocks, tiles.flat_dgrad_bytes(slab, out, k, z))
 
 
 def window_tile(given, slab, out, blocks):
-    shape = (WINDOW_3X3 if given.problem.dense_3x3 else WINDOW_ANY)[slab, out]
+    shape = (WINDOW_3X3_GRAD if given.problem.dense_3x3 else WINDOW_ANY_GRAD)[slab, out]
     return ConvTile(shape.pixels, slab, out, blocks, tiles.window_dgrad_bytes(given.problem, slab, out))
 
 
-@dtypes
-@deferrals
+@pairs
 @pytest.mark.parametrize(("slab", "out", "many"), kernels(FLAT_GRAD))
 def test_every_flat_kernel(slab, out, many, deferred, dtype):
     """With tails in M, C and K, and blocks that take several tiles of pixels."""
@@ -115,8 +118,7 @@ def test_every_flat_kernel(slab, out, many, deferred, dtype):
     assert not sums[3:].any()
 
 
-@dtypes
-@deferrals
+@pairs
 @pytest.mark.parametrize("emit", ["dz", "g", "sums"])
 @pytest.mark.parametrize(("slab", "out"), FLAT_BWD)
 def test_every_kernel_of_both_gradients(slab, out, emit, deferred, dtype):
@@ -127,11 +129,12 @@ def test_every_kernel_of_both_gradients(slab, out, emit, deferred, dtype):
     given.check(found, sums, emit, relu=emit != "dz")
 
 
-WINDOW_KERNELS = [(name, *kernel) for name in WINDOWS for kernel in kernels(WINDOW_3X3 if name in ("3x3", "3x3-unpadded") else WINDOW_ANY)]
+WINDOW_KERNELS = [
+    (name, *kernel) for name in WINDOWS for kernel in kernels(WINDOW_3X3_GRAD if name in ("3x3", "3x3-unpadded") else WINDOW_ANY_GRAD)
+]
 
 
-@dtypes
-@deferrals
+@pairs
 @pytest.mark.parametrize(("geometry", "slab", "out", "many"), WINDOW_KERNELS)
 def test_every_window_kernel(geometry, slab, out, many, deferred, dtype):
     """With tiles cut on both sides, tails in C and K, and blocks that take several tiles."""
@@ -194,11 +197,13 @@ def test_sums_where_the_mean_is_large(conv, tile, offset, dtype):
 
 @dtypes
 def test_a_gradient_stops_where_bn_is_zero_and_passes_nan(dtype):
-    """As in torch: relu has no slope at 0."""
+    """As in torch: relu has no slope at 0, nor at -0."""
     given = Given(dtype, 24, 32, (1, 4, 4), add_dz=False)
     given.x.fill_(2.0)
     given.bn[0], given.bn[3] = 2.0, 0.0
     given.x[0, 3, 1, 2] = torch.nan
+    # bn of -0 with a mean of 0 and a beta of -0 is -0.
+    given.bn[0, 5], given.bn[3, 5], given.x[:, 5] = 0.0, -0.0, -0.0
     g, _, _ = given(flat_tile(64, 64, 32, 1), "g")
     assert g.nonzero().tolist() == [[0, 3, 1, 2]]
     assert g.isfinite().all()

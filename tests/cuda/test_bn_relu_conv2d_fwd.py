@@ -109,6 +109,8 @@ WINDOWS = {
     "1x1-stride2": ((1, 1), (2, 2), (0, 0), (1, 1)),
     "3x3-dilated": ((3, 3), (1, 1), (2, 2), (2, 2)),
     "3x2-mixed": ((3, 2), (1, 3), (2, 0), (2, 1)),
+    # Columns of the first of three phases are one more than those of the others.
+    "1x4-stride3": ((1, 4), (1, 3), (0, 0), (1, 1)),
     "4x2-stride2": ((4, 2), (2, 2), (2, 1), (1, 1)),
 }
 WINDOW_KERNELS = [(name, *kernel) for name in WINDOWS for kernel in kernels(WINDOW_3X3 if name in ("3x3", "3x3-unpadded") else WINDOW_ANY)]

@@ -15,7 +15,7 @@ from fused_preact.backends.cuda.wgrad_tiles import (
 )
 from tests.cuda import test_bn_relu_conv2d_fwd as fwd
 from tests.cuda.kernels import nan, needs_simulator, run_all
-from tests.cuda.test_bn_relu_conv2d_fwd import POINTWISE, WINDOWS, dtypes
+from tests.cuda.test_bn_relu_conv2d_fwd import EAGER, POINTWISE, WINDOWS, dtypes
 from tests.testing.numerics import assert_as_accurate
 
 pytestmark = needs_simulator
@@ -96,6 +96,16 @@ def test_every_window_kernel(conv, shape, deferred, dtype):
     given.assert_dweight(dweight)
 
 
+def test_a_tail_that_would_overflow():
+    """Beyond the last pixel relu(shift) of a constant channel is inf in float16, and inf times the zeros of dy there NaN."""
+    given = Given(torch.float16, 48, 72, (1, 5, 5))
+    given.x[:, 3] = -300.0
+    given.bn = EAGER.bn_finalize(EAGER.bn_stats(given.x), None, None, 1e-5, False)
+    dweight, _ = given(wgrad_tile(given.problem, A100))
+    given.assert_dweight(dweight)
+    assert dweight.isfinite().all()
+
+
 LAYERS = {
     "1x1": (40, 24, (2, 9, 8), POINTWISE),
     "1x1-one-pixel": (8, 8, (1, 1, 1), POINTWISE),
@@ -169,12 +179,12 @@ COUNTED = {
     "3x3-32": (32, 32, (4, 16, 16), "3x3", 6100, 8200),
     "3x3-64": (64, 64, (16, 8, 8), "3x3", 7000, 9400),
     "3x3-stride2-32": (32, 32, (2, 32, 32), "3x3-stride2", 21200, 23500),
-    "64-16": (64, 16, (2, 32, 32), None, 11900, 17400),
-    "16-64": (16, 64, (2, 32, 32), None, 7600, 24200),
-    "128-32": (128, 32, (2, 16, 16), None, 8600, 12900),
-    "32-128": (32, 128, (2, 16, 16), None, 6700, 15100),
-    "256-64": (256, 64, (2, 8, 8), None, 7900, 12400),
-    "64-256": (64, 256, (2, 8, 8), None, 7900, 12400),
+    "64-16": (64, 16, (2, 32, 32), None, 12100, 17800),
+    "16-64": (16, 64, (2, 32, 32), None, 7900, 24300),
+    "128-32": (128, 32, (2, 16, 16), None, 8700, 13100),
+    "32-128": (32, 128, (2, 16, 16), None, 6800, 15200),
+    "256-64": (256, 64, (2, 8, 8), None, 8000, 12500),
+    "64-256": (64, 256, (2, 8, 8), None, 8000, 12500),
 }
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from fused_preact.backends.cuda.environment import A100
-from fused_preact.backends.cuda.wgrad_tiles import wgrad_tile
-from tests.cuda import test_bn, test_bn_relu_conv2d_fwd, test_bn_relu_conv2d_wgrad
+from fused_preact.backends.cuda.tiles import dgrad_tile
+from fused_preact.backends.cuda.wgrad_tiles import shared, wgrad_tile
+from tests.cuda import test_bn, test_bn_relu_conv2d_dgrad, test_bn_relu_conv2d_fwd, test_bn_relu_conv2d_wgrad
 from tests.cuda.kernels import nan, needs_simulator, run
 from tests.cuda.test_bn_relu_conv2d_fwd import POINTWISE, WINDOWS, tile_of
 from tests.ptxsim.simulator import FORWARD, RANDOM, REVERSE
@@ -62,6 +63,16 @@ def wgrad(dtype, c, k, conv, deferred):
     return launch
 
 
+def dgrad(dtype, c, k, conv, deferred, with_wgrad=False):
+    def launch(config):
+        given = test_bn_relu_conv2d_dgrad.Given(dtype, c, k, (3, 10, 13), deferred, conv=conv)
+        tile = dgrad_tile(given.problem, 3, A100, with_wgrad)
+        found = given(tile, "g", wgrad=shared(tile.blocks if with_wgrad else 0), sums_tiles=4, config=config)
+        return [t for t in (*found[:2], given.dweight) if t is not None]
+
+    return launch
+
+
 def same_bits(a, b):
     return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
@@ -75,6 +86,12 @@ KERNELS = {
     "conv-many-slabs-fp16": conv(torch.float16, 64, 64, 272),
     "conv-eight-warps": conv(torch.float16, 32, 128, 32, residual=False),
     "conv-large-mean": conv(torch.bfloat16, 16, 64, 16, offset=50.0),
+    "dgrad-flat": dgrad(torch.bfloat16, 40, 64, POINTWISE, True),
+    "dgrad-flat-slabs": dgrad(torch.float16, 136, 136, POINTWISE, True),
+    "dgrad-3x3": dgrad(torch.bfloat16, 24, 32, WINDOWS["3x3"], True),
+    "dgrad-3x3-slabs": dgrad(torch.float16, 72, 72, WINDOWS["3x3"], False),
+    "dgrad-stride2": dgrad(torch.bfloat16, 24, 40, WINDOWS["3x3-stride2"], True),
+    "both-gradients": dgrad(torch.bfloat16, 64, 16, POINTWISE, True, True),
     "wgrad-flat-shared-pixels": wgrad(torch.bfloat16, 64, 16, POINTWISE, False),
     "wgrad-flat-deferred": wgrad(torch.float16, 72, 64, POINTWISE, True),
     "wgrad-3x3-narrow": wgrad(torch.bfloat16, 16, 8, WINDOWS["3x3"], False),

@@ -10,7 +10,11 @@ from fused_preact.backends import backend
 from fused_preact.backends.cuda.environment import A100, Device
 from fused_preact.backends.cuda.tiles import (
     FLAT,
+    FLAT_BWD,
+    FLAT_GRAD,
     THREADS,
+    WINDOW_3X3_GRAD,
+    WINDOW_ANY_GRAD,
     Axis,
     bn_grid,
     dgrad_tile,
@@ -18,6 +22,7 @@ from fused_preact.backends.cuda.tiles import (
     flat_fwd_tile,
     fwd_tile,
     materialises,
+    shares_wgrad,
     transposed_window_side,
     window_side,
 )
@@ -103,6 +108,31 @@ def test_every_layer_of_the_networks_has_kernels(layer, device):
     for tile in (fwd_tile(p, 512, device), dgrad_tile(p, 512, device), wgrad_tile(p, device)):
         assert tile is not None
         assert 0 < tile.shared <= device.shared_limit
+
+
+@devices
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("n", [1, 3, 128])
+def test_dgrad_tile(n, layer, device):
+    """No more blocks than there are tiles: each would leave a tile of sums unwritten; of both gradients, all channels in a block."""
+    p = problem_of(layer, n)
+    if materialises(p):
+        return
+    both = shares_wgrad(p, "g", device)
+    tile = dgrad_tile(p, 512, device, both)
+    shapes = FLAT_GRAD if p.pointwise else WINDOW_3X3_GRAD if p.dense_3x3 else WINDOW_ANY_GRAD
+    height, width, *_ = (FLAT_BWD if both else shapes)[tile.slab, tile.out]
+    down, across = (1, p.y.size * p.x.size * n) if p.pointwise else (ceil(p.y.size / p.y.stride), ceil(p.x.size / p.x.stride))
+    assert tile.blocks <= ceil(down / height) * ceil(across / width) * (1 if p.pointwise else n)
+    assert not both or (p.c <= tile.out and p.k <= tile.slab)
+
+
+def test_both_gradients_where_shared_memory_has_room():
+    """Of 128 channels they need 113 KB."""
+    p = problem((8, 128, 16, 16), (32, 128, 1, 1), (1, 1), (0, 0), (1, 1))
+    assert shares_wgrad(p, "g", A100)
+    assert not shares_wgrad(p, "g", RTX4090)
+    assert not shares_wgrad(p, "dx", A100)
 
 
 @needs_simulator

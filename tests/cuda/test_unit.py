@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fused_preact.backends import layout as layout_of
 from fused_preact.backends.records import Conv, Layer, Unit
 from fused_preact.ops import unit as composed
 from fused_preact.ops.unit import Needs
@@ -195,6 +196,7 @@ def test_tensors_that_kernels_do_not_take(layout, mode):
     for a, b in zip(flat(found), flat(wanted), strict=True):
         assert torch.equal(a, b)
     assert [g.stride() for g in found[2] if g.dim() == 4] == [torch.empty_like(w).stride() for w in weights]
+    assert found[0].stride() == layout_of.empty(t.x.shape, t.x.dtype, t.x, t.params[2]).stride()
 
 
 def test_statistics_that_are_given():

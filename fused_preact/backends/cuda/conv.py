@@ -58,7 +58,7 @@ def bwd_plan(x: Shape, weight: Shape, conv: tuple[Pair, Pair, Pair], emit: str, 
     p, on = problem(x, weight, *conv), environment.device(device)
     if library_only(p):
         return BwdPlan(None, None, None)
-    both = want_dw and tiles.shares_wgrad(p, emit)
+    both = want_dw and tiles.shares_wgrad(p, emit, on)
     dgrad = tiles.dgrad_tile(p, count_tiles(x), on, both) if emit != "none" else None
     wgrad = wgrad_tiles.shared(dgrad.blocks) if both else wgrad_tiles.wgrad_tile(p, on) if want_dw else None
     native = dgrad and _cuda.ConvTile(*dgrad), wgrad and _cuda.WgradTile(*wgrad)

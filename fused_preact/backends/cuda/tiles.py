@@ -114,14 +114,27 @@ WINDOW_3X3 = {
     (32, 32): Shape(16, 16, 8, 2),
     (64, 32): Shape(8, 8, 4, 3),
     (64, 64): Shape(8, 8, 8, 2),
-    (32, 64): Shape(8, 16, 8, 0, 2),
+    (32, 64): Shape(8, 16, 8, 0, 1),
 }
 WINDOW_ANY = {
     (16, 32): Shape(8, 16, 4, 4),
     (32, 32): Shape(8, 16, 4, 4),
     (32, 64): Shape(8, 16, 8, 2, 2),
 }
-# bn_relu_conv2d_dgrad.cu, by channels of dy at a time and channels of x; its convolutions of windows have the shapes of forward's.
+# bn_relu_conv2d_dgrad_window.cu, by channels of dy at a time and channels of x.
+WINDOW_3X3_GRAD = {
+    (16, 16): Shape(16, 16, 4, 4),
+    (32, 32): Shape(16, 16, 8, 2),
+    (64, 32): Shape(8, 8, 4, 3),
+    (64, 64): Shape(8, 8, 8, 2),
+    (32, 64): Shape(8, 16, 8, 0, 1),
+}
+WINDOW_ANY_GRAD = {
+    (16, 32): Shape(8, 16, 4, 3),
+    (32, 32): Shape(8, 16, 4, 3),
+    (32, 64): Shape(8, 16, 8, 1, 1),
+}
+# bn_relu_conv2d_dgrad.cu, likewise.
 FLAT_GRAD = {
     (64, 16): Shape(1, 128, 4, 3),
     (128, 32): Shape(1, 64, 4, 3),
@@ -206,7 +219,7 @@ def dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool = False)
         return _flat_dgrad_tile(p, tiles, device, with_wgrad)
     if p.taps > MOST_TAPS or p.y.stride * p.x.stride > MOST_PHASES:
         return None
-    shapes = WINDOW_3X3 if p.dense_3x3 else WINDOW_ANY
+    shapes = WINDOW_3X3_GRAD if p.dense_3x3 else WINDOW_ANY_GRAD
     key = _key(shapes, p.k, p.c, partial(window_dgrad_bytes, p), device)
     if key is None:
         return None
@@ -233,9 +246,10 @@ def _flat_dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool) -
     )
 
 
-def shares_wgrad(p: Problem, emit: str) -> bool:
+def shares_wgrad(p: Problem, emit: str, device: Device) -> bool:
     """Whether one kernel computes both gradients: of pointwise convolutions whose dweight fits the registers of a block, but for dx."""
-    return emit in ("dz", "g", "sums") and p.pointwise and any(p.k <= slab and p.c <= out for slab, out in FLAT_BWD)
+    fitting = [key for key in FLAT_BWD if flat_dgrad_bytes(*key, p.k, True) <= device.shared_limit]
+    return emit in ("dz", "g", "sums") and p.pointwise and any(p.k <= slab and p.c <= out for slab, out in fitting)
 
 
 def _key(
@@ -274,13 +288,13 @@ def window_fwd_bytes(p: Problem, slab: int, out: int) -> int:
 
 def flat_dgrad_bytes(slab: int, out: int, k: int, with_wgrad: bool) -> int:
     """dz, x, z if it is needed, and slabs of the weight and of dy (two of each if there are more to come)."""
-    shape = FLAT_GRAD[slab, out]
+    shape = (FLAT_BWD if with_wgrad else FLAT_GRAD)[slab, out]
     return (3 if with_wgrad else 2) * 2 * shape.pixels * out + min(2, _parts(k, slab)) * slab * (_padded(out) + 2 * shape.pixels)
 
 
 def window_dgrad_bytes(p: Problem, slab: int, out: int) -> int:
     """dz, x, a slab of the weight (two if there are more to come) under all taps, and one of dy's window."""
-    shape = (WINDOW_3X3 if p.dense_3x3 else WINDOW_ANY)[slab, out]
+    shape = (WINDOW_3X3_GRAD if p.dense_3x3 else WINDOW_ANY_GRAD)[slab, out]
     weight = p.taps * slab * _padded(out)
     window = transposed_window_side(p.y, shape.height) * transposed_window_side(p.x, shape.width) * _padded(slab)
     return 4 * shape.pixels * out + min(2, _parts(p.k, slab)) * weight + window

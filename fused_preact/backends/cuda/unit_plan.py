@@ -51,6 +51,8 @@ def refusal(unit: Unit, case: Case) -> str | None:
         return "the cuda backend composes units whose input and weights are not of one dtype of 16 bits"
     if len(unit.layers) > MOST_LAYERS or not all(layer.norm for layer in unit.layers[1:]):
         return f"the cuda backend composes units of more than {MOST_LAYERS} layers, or with a norm missing between two"
+    if not any(layer.norm for layer in unit.layers):
+        return "the cuda backend composes units without a norm"
     if any(conv.groups > 1 for conv in (*(layer.conv for layer in unit.layers), unit.projection or Conv())):
         return "the cuda backend composes units with grouped convolutions"
     own = list(convolutions(unit, case.x, case.weights))

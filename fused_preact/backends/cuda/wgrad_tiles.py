@@ -93,7 +93,7 @@ def _parts_of(p: Problem, shape: Shape, tiles: int, device: Device) -> int:
     part = 4 * p.k * p.taps * p.c
     activations = 2 * p.n * (p.y.size * p.x.size * p.c + p.y.out * p.x.out * p.k)
     most = _parts(device.multiprocessors * RESIDENT_GROUPS // shape.groups, blocks_of_part)
-    enough = _parts(device.multiprocessors // 2, blocks_of_part)
+    enough = _parts(max(1, device.multiprocessors // 2), blocks_of_part)
     turns = _parts(tiles, shape.groups)
     parts = min(turns, most, max(enough, activations // 4 // part))
     # As even as they can be.
