@@ -86,7 +86,7 @@ struct BwdWorkspace {
 };
 
 // dy, deferred if there are coeffs: a*dy + b*(x - mean) + c.
-struct Gradient {
+struct Dy {
     const void *dy, *x = nullptr;
     const float* coeffs = nullptr;
 };
@@ -152,7 +152,7 @@ struct Launches {
     }
 
     // What all backwards of a convolution have but their tiles; parts: of dweight, if it is wanted.
-    BnReluConv2dBwd of_conv(const TiledConv& own, bool relu, Emit emit, const Gradient& dy, const void* x, const float* bn, const void* weight, float* parts,
+    BnReluConv2dBwd of_conv(const TiledConv& own, bool relu, Emit emit, const Dy& dy, const void* x, const float* bn, const void* weight, float* parts,
                             void* dweight) const {
         BnReluConv2dBwd args{target, {}, {}, unit.dtype, own.conv, relu, emit};
         args.dy = dy.dy, args.dy_x = dy.x, args.dy_coeffs = dy.coeffs, args.x = x, args.bn = bn, args.bn_pitch = pitch, args.weight = weight;
@@ -308,7 +308,7 @@ Failure launch_unit_bwd(const Unit& unit, const UnitBwd& args) {
         launch.conv_bwd(PROJECTION, unit.projection, own_args);
     }
 
-    Gradient pending{args.dy};
+    Dy pending{args.dy};
     for (size_t i = depth; i-- > 0;) {
         const UnitLayer& layer = unit.layers[i];
         bool below = args.dx;

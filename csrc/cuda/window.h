@@ -14,10 +14,9 @@ struct Window {
 
     // Along one axis.
     struct Side {
-        int extent;          // of the window, in its pixels
-        int origin, advance; // source coordinate of its first pixel: origin + advance * position of the tile's first output
+        int extent;           // of the window, in its pixels
+        int origin, advance;  // source coordinate of its first pixel: origin + advance * position of the tile's first output
         int sample, step;
-        int spread;          // of outputs of a phase that are neighbours, in pixels of the output
     };
     struct Phase {
         int y, x;  // of its first output
@@ -42,7 +41,7 @@ struct AxisTaps {
 
 inline Window::Side side_of(const Axis& a, int tile) {
     const int sample = a.kernel == 1 ? a.stride : std::gcd(a.stride, a.dilation), step = a.stride / sample;
-    return {(tile - 1) * step + (a.kernel - 1) * a.dilation / sample + 1, -a.padding, a.stride, sample, step, 1};
+    return {(tile - 1) * step + (a.kernel - 1) * a.dilation / sample + 1, -a.padding, a.stride, sample, step};
 }
 
 inline AxisTaps taps_of(const Axis& a, const Window::Side& side) {
@@ -66,7 +65,7 @@ inline Window::Side transposed_side_of(const Axis& a, int tile) {
             highest = any && highest > at ? highest : at;
             any = true;
         }
-    return {tile + highest - lowest, lowest, 1, 1, 1, a.stride};
+    return {tile + highest - lowest, lowest, 1, 1, 1};
 }
 
 inline AxisTaps transposed_taps_of(const Axis& a, const Window::Side& side, int phase) {
