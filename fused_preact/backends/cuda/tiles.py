@@ -142,7 +142,7 @@ FLAT_GRAD = {
     (64, 64): Shape(1, 64, 4, 3, 3),
     (32, 128): Shape(1, 128, 8, 2),
     (64, 128): Shape(1, 64, 4, 2, 2),
-    (64, 256): Shape(1, 64, 8, 2),
+    (64, 256): Shape(1, 64, 8, 1),
 }
 # The same kernel where it computes dweight too, whose sums take registers.
 FLAT_BWD = {
