@@ -2,8 +2,7 @@
 #include "gradient.cuh"
 #include "input_grad.cuh"
 #include "kernels.h"
-#include "launch.cuh"
-#include "window.cuh"
+#include "window_kernels.cuh"
 
 namespace fused_preact::cuda {
 namespace {
@@ -68,29 +67,19 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT)
     grad.store_sums(reinterpret_cast<float*>(staged));
 }
 
-// Of the shapes of fused_preact/backends/cuda/tiles.py, the one of this tile.
+// The shapes of fused_preact/backends/cuda/tiles.py.
 template <class Body>
-void with_shape(const BnReluConv2dBwd& args, Body&& body) {
-    const ConvTile& tile = args.dgrad;
-    const bool many = args.conv.k > tile.slab;
-    auto is = [&](auto shape, auto geometry, bool fits) {
-        using S = decltype(shape);
-        const bool same = fits && tile.pixels == S::PIXELS && tile.slab == S::SLAB && tile.out == S::OUT && many == S::MANY;
-        if (same) body(shape, geometry);
-        return same;
-    };
-    auto is_3x3 = [&](auto shape) {
-        using S = decltype(shape);
-        return is(shape, Type<Window3x3<S, true>>{}, args.conv.dense_3x3());
-    };
-    auto is_any = [&](auto shape) {
-        using S = decltype(shape);
-        return is(shape, Type<AnyWindow<S>>{}, !args.conv.dense_3x3());
-    };
-    is_3x3(WindowGradShape<16, 16, 16, 16, false, 4, 1, 4>{}) || is_3x3(WindowGradShape<16, 16, 32, 32, false, 8, 1, 2>{}) ||
-        is_3x3(WindowGradShape<8, 8, 64, 32, false, 2, 2, 3>{}) || is_3x3(WindowGradShape<8, 8, 64, 64, false, 2, 4, 2>{}) || is_3x3(WindowGradShape<8, 16, 32, 64, true, 4, 2, 1>{}) ||
-        is_any(WindowGradShape<8, 16, 16, 32, false, 4, 1, 3>{}) || is_any(WindowGradShape<8, 16, 32, 32, false, 4, 1, 3>{}) ||
-        is_any(WindowGradShape<8, 16, 32, 64, false, 4, 2, 1>{}) || is_any(WindowGradShape<8, 16, 32, 64, true, 4, 2, 1>{});
+void with_shape(const BnReluConv2dBwd& args, Body body) {
+    const WindowKernels<true, Body> kernels{args.conv, args.dgrad, args.conv.k, body};
+    static_cast<void>(kernels.is_3x3(WindowGradShape<16, 16, 16, 16, false, 4, 1, 4>{}) ||
+        kernels.is_3x3(WindowGradShape<16, 16, 32, 32, false, 8, 1, 2>{}) ||
+        kernels.is_3x3(WindowGradShape<8, 8, 64, 32, false, 2, 2, 3>{}) ||
+        kernels.is_3x3(WindowGradShape<8, 8, 64, 64, false, 2, 4, 2>{}) ||
+        kernels.is_3x3(WindowGradShape<8, 16, 32, 64, true, 4, 2, 1>{}) ||
+        kernels.is_any(WindowGradShape<8, 16, 16, 32, false, 4, 1, 3>{}) ||
+        kernels.is_any(WindowGradShape<8, 16, 32, 32, false, 4, 1, 3>{}) ||
+        kernels.is_any(WindowGradShape<8, 16, 32, 64, false, 4, 2, 1>{}) ||
+        kernels.is_any(WindowGradShape<8, 16, 32, 64, true, 4, 2, 1>{}));
 }
 
 template <class T>

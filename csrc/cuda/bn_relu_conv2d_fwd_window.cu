@@ -1,9 +1,8 @@
 // y = conv2d(relu(bn(x)), weight) + bias + residual for convolutions whose outputs read a window of pixels, and the statistics of y.
 #include "kernels.h"
-#include "launch.cuh"
 #include "prologue.cuh"
 #include "statistics.cuh"
-#include "window.cuh"
+#include "window_kernels.cuh"
 
 namespace fused_preact::cuda {
 namespace {
@@ -70,29 +69,19 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT)
     if (args.stats) statistics.store(args.stats, args.stats_tiles, first, conv.k);
 }
 
-// Of the shapes of fused_preact/backends/cuda/tiles.py, the one of this tile.
+// The shapes of fused_preact/backends/cuda/tiles.py.
 template <class Body>
-bool with_shape(const BnReluConv2dFwd& args, Body&& body) {
-    const ConvTile& tile = args.tile;
-    const bool many = args.conv.c > tile.slab;
-    auto is = [&](auto shape, auto geometry, bool fits) {
-        using S = decltype(shape);
-        const bool same = fits && tile.pixels == S::PIXELS && tile.slab == S::SLAB && tile.out == S::OUT && many == S::MANY;
-        if (same) body(shape, geometry);
-        return same;
-    };
-    auto is_3x3 = [&](auto shape) {
-        using S = decltype(shape);
-        return is(shape, Type<Window3x3<S, false>>{}, args.conv.dense_3x3());
-    };
-    auto is_any = [&](auto shape) {
-        using S = decltype(shape);
-        return is(shape, Type<AnyWindow<S>>{}, !args.conv.dense_3x3());
-    };
-    return is_3x3(WindowShape<16, 16, 16, 16, false, 4, 1, 4>{}) || is_3x3(WindowShape<16, 16, 32, 32, false, 8, 1, 2>{}) ||
-           is_3x3(WindowShape<8, 8, 64, 32, false, 2, 2, 3>{}) || is_3x3(WindowShape<8, 8, 64, 64, false, 2, 4, 2>{}) || is_3x3(WindowShape<8, 16, 32, 64, true, 4, 2, 1>{}) ||
-           is_any(WindowShape<8, 16, 16, 32, false, 4, 1, 4>{}) || is_any(WindowShape<8, 16, 32, 32, false, 4, 1, 4>{}) || is_any(WindowShape<8, 16, 32, 64, false, 4, 2, 2>{}) ||
-           is_any(WindowShape<8, 16, 32, 64, true, 4, 2, 2>{});
+void with_shape(const BnReluConv2dFwd& args, Body body) {
+    const WindowKernels<false, Body> kernels{args.conv, args.tile, args.conv.c, body};
+    static_cast<void>(kernels.is_3x3(WindowShape<16, 16, 16, 16, false, 4, 1, 4>{}) ||
+        kernels.is_3x3(WindowShape<16, 16, 32, 32, false, 8, 1, 2>{}) ||
+        kernels.is_3x3(WindowShape<8, 8, 64, 32, false, 2, 2, 3>{}) ||
+        kernels.is_3x3(WindowShape<8, 8, 64, 64, false, 2, 4, 2>{}) ||
+        kernels.is_3x3(WindowShape<8, 16, 32, 64, true, 4, 2, 1>{}) ||
+        kernels.is_any(WindowShape<8, 16, 16, 32, false, 4, 1, 4>{}) ||
+        kernels.is_any(WindowShape<8, 16, 32, 32, false, 4, 1, 4>{}) ||
+        kernels.is_any(WindowShape<8, 16, 32, 64, false, 4, 2, 2>{}) ||
+        kernels.is_any(WindowShape<8, 16, 32, 64, true, 4, 2, 2>{}));
 }
 
 template <class T>
