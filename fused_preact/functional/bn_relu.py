@@ -21,29 +21,26 @@ class BNReLU(torch.autograd.Function):
     def forward(ctx: Any, call: Call, x, stats, gamma, beta, running_mean, running_var, num_batches_tracked):
         buffers = (running_mean, running_var, num_batches_tracked)
         run = backend_for(x, None, None, call.insisted)
-        bn = layer_bn(run, call.layer, x, stats, gamma, beta, buffers, gather(call.group))
-        ctx.call, ctx.dtypes = call, [None if v is None else v.dtype for v in (gamma, beta)]
+        bn = layer_bn(run, call.layer, x, stats, gamma, beta, buffers, gather(call.group)) if call.done is None else call.done.bn
+        ctx.call, ctx.dtypes = call._replace(done=None), [None if v is None else v.dtype for v in (gamma, beta)]
         ctx.save_for_backward(x, bn)
         return run.bn_relu(x, bn, call.layer.relu)
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor):
         refuse_vmap(dz)
-        x, bn = ctx.saved_tensors
-        call, need = ctx.call, ctx.needs_input_grad
-        run = backend_for(x, None, None, call.insisted)
-        g, sums = run.bn_relu_bwd(dz, x, bn, call.layer.relu)
-        coeffs, dgamma, dbeta = reduced_coeffs(run, call.layer, sums, bn, reduce(call.group) if need[1] else None)
-        return (
-            None,
-            run.bn_bwd(g, x, coeffs, None) if need[1] else None,
-            None,
-            cast(dgamma, ctx.dtypes[0]) if need[3] else None,
-            cast(dbeta, ctx.dtypes[1]) if need[4] else None,
-            None,
-            None,
-            None,
-        )
+        need = ctx.needs_input_grad
+        dx, dgamma, dbeta = bn_relu_grads(ctx.call, dz, *ctx.saved_tensors, need[1])
+        affine = [cast(grad, dtype) if need[i] else None for i, grad, dtype in zip((3, 4), (dgamma, dbeta), ctx.dtypes, strict=True)]
+        return None, dx, None, *affine, None, None, None
+
+
+def bn_relu_grads(call: Call, dz: Tensor, x: Tensor, bn: Tensor, need_x: bool) -> tuple[Tensor | None, Tensor, Tensor]:
+    """dx (None if it is not needed), dgamma, dbeta of z = relu(bn(x))."""
+    run = backend_for(x, None, None, call.insisted)
+    g, sums = run.bn_relu_bwd(dz, x, bn, call.layer.relu)
+    coeffs, dgamma, dbeta = reduced_coeffs(run, call.layer, sums, bn, reduce(call.group) if need_x else None)
+    return run.bn_bwd(g, x, coeffs, None) if need_x else None, dgamma, dbeta
 
 
 def bn_relu(

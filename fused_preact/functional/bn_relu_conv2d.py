@@ -14,14 +14,24 @@ from fused_preact.ops import backend_for
 from fused_preact.ops.unit import input_grad, layer_bn, reduced_coeffs
 
 
+class Done(NamedTuple):
+    """What was computed before a Function is called: bn vectors, and of a convolution its weight as it was used, y and y's statistics."""
+
+    bn: Tensor
+    weight: Tensor | None = None
+    y: Tensor | None = None
+    stats: Tensor | None = None
+
+
 class Call(NamedTuple):
-    """What a layer's Function needs besides tensors."""
+    """What a layer's Function needs besides tensors. done: it has been computed, and only backward is missing."""
 
     layer: Layer
     want_stats: bool
     dtype: torch.dtype | None
     group: Group | None
     insisted: str
+    done: Done | None = None
 
 
 class BNReLUConv2d(torch.autograd.Function):
@@ -30,14 +40,17 @@ class BNReLUConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, x, stats, gamma, beta, running_mean, running_var, num_batches_tracked, weight, bias, residual):
         layer = call.layer
-        ctx.call, ctx.dtypes = call, [None if t is None else t.dtype for t in (gamma, beta, weight, bias, residual)]
-        if call.dtype is not None:
-            weight = weight.to(call.dtype)
-            bias = None if bias is None else bias.to(call.dtype)
-        buffers = (running_mean, running_var, num_batches_tracked)
-        run = backend_for(x, weight, layer.conv, call.insisted)
-        bn = layer_bn(run, layer, x, stats, gamma, beta, buffers, gather(call.group))
-        y, out_stats = run.bn_relu_conv2d_fwd(x, bn, weight, bias, residual, *layer.conv, layer.relu, call.want_stats, None)
+        ctx.call, ctx.dtypes = call._replace(done=None), [None if t is None else t.dtype for t in (gamma, beta, weight, bias, residual)]
+        if call.done is not None:
+            bn, weight, y, out_stats = call.done
+        else:
+            if call.dtype is not None:
+                weight = weight.to(call.dtype)
+                bias = None if bias is None else bias.to(call.dtype)
+            buffers = (running_mean, running_var, num_batches_tracked)
+            run = backend_for(x, weight, layer.conv, call.insisted)
+            bn = layer_bn(run, layer, x, stats, gamma, beta, buffers, gather(call.group))
+            y, out_stats = run.bn_relu_conv2d_fwd(x, bn, weight, bias, residual, *layer.conv, layer.relu, call.want_stats, None)
         ctx.save_for_backward(x, bn, weight)
         ctx.set_materialize_grads(False)
         if out_stats is not None:

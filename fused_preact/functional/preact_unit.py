@@ -27,8 +27,23 @@ class UnitTensors(NamedTuple):
     buffers: Sequence[Tensor]
 
 
+class UnitDone(NamedTuple):
+    """What was computed of a unit before its Function is called: y, and what backward reads besides x.
+
+    weights: of the projection and of each layer, as they were used.  bns, inner: as in `ops.unit`.
+    """
+
+    y: Tensor
+    weights: Sequence[Tensor | None]
+    bns: Tensor
+    inner: Sequence[Tensor]
+
+
 class Chain(NamedTuple):
-    """What the Function needs besides tensors. It saves the inputs of all units or of the first alone; with `keep_inner`, of all layers."""
+    """What the Function needs besides tensors. It saves the inputs of all units or of the first alone; with `keep_inner`, of all layers.
+
+    done: of a chain of one unit, that it has been computed, and only backward is missing.
+    """
 
     units: tuple[Unit, ...]
     keep_inputs: bool
@@ -37,6 +52,7 @@ class Chain(NamedTuple):
     dtype: torch.dtype | None
     group: Group | None
     insisted: str
+    done: UnitDone | None = None
 
 
 class PreActUnits(torch.autograd.Function):
@@ -47,7 +63,12 @@ class PreActUnits(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, chain: Chain, buffers: Sequence[Sequence[Tensor]], x, stats, *tensors):
-        ctx.chain, ctx.dtypes = chain, [None if t is None else t.dtype for t in tensors]
+        ctx.chain, ctx.dtypes = chain._replace(done=None), [None if t is None else t.dtype for t in tensors]
+        ctx.set_materialize_grads(False)
+        if chain.done is not None:
+            y, (projection, *weights), bns, inner = chain.done
+            ctx.save_for_backward(x, projection, *(t for weight in weights for t in (None, None, weight)), bns, *inner)
+            return y, None
         if chain.dtype is not None:
             tensors = [t.to(chain.dtype) if t is not None and t.dim() == 4 else t for t in tensors]
         exchange = {} if chain.group is None else {"gather": gather(chain.group)}
@@ -63,7 +84,6 @@ class PreActUnits(torch.autograd.Function):
             saved += [bns, *inner]
         # gamma and beta live on in bns.
         ctx.save_for_backward(x, *(t if t is not None and t.dim() == 4 else None for t in tensors), *saved)
-        ctx.set_materialize_grads(False)
         if stats is not None:
             ctx.mark_non_differentiable(stats)
         return h, stats

@@ -1,0 +1,251 @@
+"""A tensor that is not there yet, and what torch's functions do with it.
+
+A fused norm returns a `Deferred` instead of a tensor. ReLU, conv2d and addition of a shortcut make further ones of it; everything else gets
+the tensor. It has a place in autograd's graph (`Gate`), so that code which torch functions don't see, such as the apply of somebody's
+autograd Function, goes on from it rightly too.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from fused_preact.backends.layout import conv_out_shape, is_channels_last
+from fused_preact.backends.records import Conv
+from fused_preact.convert import events
+from fused_preact.convert.nodes import Activation, Convolution, Value
+from fused_preact.convert.sums import Node, Sum
+from fused_preact.functional.context import autocast_dtype
+
+_plain = torch._C.DisableTorchFunctionSubclass
+
+
+class Deferred(torch.Tensor):
+    """Stands for the result of `node`. gate: its own function in the graph, None without one.  read: other code has had its data."""
+
+    node: Node
+    gate: Any
+    read = False
+
+    @classmethod
+    def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in METADATA:
+            with _plain():
+                return func(*args, **kwargs)
+        handler = HANDLERS.get(func)
+        if handler is not None:
+            result = handler(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        pass
+        first = args[0] if args else None
+        if type(first) is Deferred and _changes(func, kwargs):
+            replace(first, Value(real(first)))
+        if type(kwargs.get("out")) is Deferred:
+            replace(kwargs["out"], Value(real(kwargs["out"])))
+        args, kwargs = tree_map_only(Deferred, real, (args, kwargs))
+        return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map_only(Deferred, _data, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+class Gate(torch.autograd.Function):
+    """The place of a Deferred in the graph. Its backward runs only where the Deferred itself went into a graph."""
+
+    @staticmethod
+    def forward(ctx: Any, node: Node, make: Callable[[], Deferred], *inputs: Tensor | None) -> Deferred:
+        ctx.node, ctx.stale = node, False
+        return make()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        if ctx.stale:
+            raise RuntimeError(
+                "fused_preact: a fused result was changed in place after it went into an autograd Function: change a copy instead, or call "
+                "fused_preact.unfuse on this part of the network"
+            )
+        return None, None, *ctx.node.vjp(grad, ctx.needs_input_grad[2:])
+
+
+class _Taken(torch.autograd.Function):
+    """The tensor of a Deferred that has a history of its own, such as the result of somebody's autograd Function."""
+
+    @staticmethod
+    def forward(ctx: Any, deferred: Deferred) -> Tensor:
+        return deferred.node.data()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def defer(node: Node, shape: Any, dtype: torch.dtype, channels_last: bool, device: torch.device, *inputs: Tensor | None) -> Deferred:
+    """A tensor that stands for `node`, computed from `inputs`."""
+
+    def make() -> Deferred:
+        n, c, h, w = shape
+        strides = (c * h * w, 1, w * c, c) if channels_last else (c * h * w, h * w, w, 1)
+        return torch.Tensor._make_wrapper_subclass(Deferred, shape, dtype=dtype, device=device, strides=strides)
+
+    deferred = Gate.apply(node, make, *inputs) if torch.is_grad_enabled() else make()
+    with _plain():
+        deferred.node, deferred.gate = node, deferred.grad_fn
+    return deferred
+
+
+def replace(deferred: Deferred, node: Node) -> None:
+    """Let it stand for another node: it was changed in place."""
+    deferred.node = node
+    if deferred.gate is not None:
+        deferred.gate.stale = True
+
+
+def node_of(t: Tensor) -> Node:
+    """The node of a tensor, deferred or not."""
+    if type(t) is not Deferred:
+        return Value(t)
+    with _plain():
+        own = t.grad_fn is t.gate
+    return t.node if own else Value(_Taken.apply(t))
+
+
+def real(deferred: Deferred) -> Tensor:
+    """The tensor, with its history."""
+    return node_of(deferred).real()
+
+
+def _data(deferred: Deferred) -> Tensor:
+    deferred.read = True
+    return deferred.node.data()
+
+
+def _changes(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
+    """Whether func changes its first argument, watches it, or gives its memory away."""
+    name = getattr(func, "__name__", "")
+    in_place = (name.endswith("_") and not name.endswith("__")) or (name.startswith("__i") and name != "__invert__") or kwargs.get("inplace", False)
+    return bool(in_place) or name in WATCHERS or func in SETTERS
+
+
+def activation(node: Activation) -> Deferred:
+    """bn(x) or relu(bn(x)), not written yet."""
+    norm = node.norm
+    return defer(node, norm.x.shape, norm.x.dtype, is_channels_last(norm.x), norm.x.device, norm.origin, norm.gamma, norm.beta)
+
+
+def _relu(input: Tensor, inplace: bool = False) -> Any:
+    node = node_of(input)
+    if not isinstance(node, Activation) or node.changed():
+        return NotImplemented
+    if node.relu:
+        return input
+    if not inplace:
+        return activation(Activation(node.norm, True))
+    if node.tensor is not None or input.read:
+        return NotImplemented
+    node.relu = True
+    return input
+
+
+def _conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Any:
+    if type(input) is not Deferred or isinstance(padding, str):
+        return NotImplemented
+    node = node_of(input)
+    if not isinstance(node, Activation) or node.changed():
+        return NotImplemented
+    conv = Conv(_pair(stride), _pair(padding), _pair(dilation), groups)
+    if not _fits(node.norm.x, weight, bias, conv):
+        return NotImplemented
+    made = Convolution(node.norm, node.relu, weight, bias, conv)
+    pass
+    if _saving_is_watched():
+        # Who looks at what is saved for backward, such as activation checkpointing, should see it saved where it is called.
+        return made.real()
+    dtype, like = made.dtype or weight.dtype, is_channels_last(made.activation.norm.x) or is_channels_last(weight)
+    return defer(made, made.out_shape, dtype, like, weight.device, input, weight, bias)
+
+
+def _fits(x: Tensor, weight: Any, bias: Any, conv: Conv) -> bool:
+    """Whether the convolution is one that the fused function takes: a parameter as it is stored, not one computed from others."""
+    if type(weight) is not nn.Parameter or weight.dim() != 4 or weight.device != x.device or not x.numel():
+        return False
+    dtype = autocast_dtype(x)
+    if bias is not None and (type(bias) is not nn.Parameter or (dtype is None and bias.dtype != x.dtype)):
+        return False
+    fitting = weight.size(1) * conv.groups == x.size(1) and weight.size(0) % conv.groups == 0 and weight.is_floating_point()
+    return fitting and (dtype is not None or weight.dtype == x.dtype) and min(conv_out_shape(x.shape, weight.shape, *conv[:3])[2:]) > 0
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    both = (value, value) if isinstance(value, int) else tuple(value)
+    return both if len(both) == 2 else both * 2
+
+
+def _add(input: Any, other: Any, *, alpha: Any = 1, out: Tensor | None = None) -> Any:
+    """The sum of a convolution and a shortcut; of two convolutions the one that more layers lead to is not the shortcut."""
+    if out is not None or alpha != 1 or not (isinstance(input, Tensor) and isinstance(other, Tensor)) or _saving_is_watched():
+        return NotImplemented
+    if input.shape != other.shape or input.device != other.device or not other.is_floating_point():
+        return NotImplemented
+    sides = [(input, node_of(input)), (other, node_of(other))]
+    convs = [side for side in sides if isinstance(side[1], Convolution) and side[1].tensor is None]
+    if not convs:
+        return NotImplemented
+    first = max(convs, key=lambda side: _depth(side[1]))
+    second = sides[1] if first is sides[0] else sides[0]
+    dtype = torch.promote_types(input.dtype, other.dtype)
+    with _plain():
+        like = is_channels_last(first[0])
+    return defer(Sum(first[1], second[1]), input.shape, dtype, like, input.device, first[0], second[0])
+
+
+def _add_in_place(input: Tensor, other: Any, *, alpha: Any = 1) -> Any:
+    if type(input) is not Deferred or not isinstance(other, Tensor) or torch.promote_types(input.dtype, other.dtype) != input.dtype:
+        return NotImplemented
+    made = _add(input, other, alpha=alpha)
+    if made is not NotImplemented:
+        replace(input, made.node)
+    return made
+
+
+def _depth(conv: Convolution) -> int:
+    depth = 0
+    while conv is not None and conv.activation is not None:
+        conv, depth = conv.activation.norm.source, depth + 1
+    return depth
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+    return NotImplemented if training and p else input
+
+
+def _saving_is_watched() -> bool:
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
+_T = torch.Tensor
+# What a Deferred tells of itself.
+METADATA = frozenset(
+    [getattr(_T, name).__get__ for name in ("shape", "dtype", "device", "layout", "ndim", "requires_grad", "is_cuda", "is_meta", "is_leaf")]
+    + [_T.size, _T.dim, _T.ndimension, _T.numel, _T.nelement, _T.is_floating_point, _T.is_complex, _T.stride, _T.is_contiguous, _T.__len__]
+    + [_T.get_device, _T.element_size, _T.dim_order, torch.is_floating_point, torch.numel, _T.is_inference]
+)
+HANDLERS: dict[Any, Callable[..., Any]] = {
+    **dict.fromkeys((F.relu, torch.relu, _T.relu), _relu),
+    **dict.fromkeys((F.relu_, torch.relu_, _T.relu_), lambda input: _relu(input, True)),
+    torch.conv2d: _conv2d,
+    **dict.fromkeys((torch.add, _T.add), _add),
+    _T.add_: _add_in_place,
+    F.dropout: _dropout,
+}
+# What is asked of a tensor to change it later, or to be told of its gradient.
+WATCHERS = frozenset(("register_hook", "register_post_accumulate_grad_hook", "retain_grad", "__setitem__", "numpy", "data_ptr", "__dlpack__"))
+SETTERS = frozenset((_T.data.__get__, _T.data.__set__, _T.requires_grad.__set__))

@@ -1,0 +1,185 @@
+"""What a deferred tensor stands for: the activation of a norm, a convolution of it, or the sum of that and a shortcut.
+
+Data is computed once it is needed, by the primitives and without autograd. History is recorded when somebody takes the tensor itself: so
+the layers of a residual unit, called one by one, become one Function (`sums.py`).
+
+A node has `tensor`, the result if it is there; real(), the result with its history; data(), without it; vjp, how a gradient goes on
+where the deferred tensor itself went into a graph (`deferred.py`).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fused_preact.backends.layout import conv_out_shape
+from fused_preact.backends.records import Conv, Layer
+from fused_preact.functional import Group
+from fused_preact.functional.bn_relu import BNReLU, bn_relu_grads
+from fused_preact.functional.bn_relu_conv2d import BNReLUConv2d, Call, Done, cast
+from fused_preact.functional.context import autocast_dtype
+from fused_preact.ops import backend_for
+
+Grads = Sequence[Tensor | None]
+
+
+def version_of(t: Tensor) -> int | None:
+    """How often t was changed in place; None where torch does not count."""
+    return None if t.is_inference() else t._version
+
+
+class Value:
+    """A tensor that exists."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def real(self) -> Tensor:
+        return self.tensor
+
+    def data(self) -> Tensor:
+        return self.tensor.detach()
+
+
+class Norm(NamedTuple):
+    """A norm that was called: its statistics are taken, nothing is normalised yet.
+
+    origin: what it was called with.  x: the same as a tensor that exists, without history where `source`, the convolution that computed
+    it, has not recorded it.  version: of x at the call.  bn: see the contract.  layer: without a convolution.
+    """
+
+    site: nn.Module
+    origin: Tensor
+    x: Tensor
+    source: "Convolution | None"
+    version: int | None
+    bn: Tensor
+    gamma: Tensor | None
+    beta: Tensor | None
+    layer: Layer
+    group: Group | None
+    insisted: str
+
+    def input(self) -> Tensor:
+        """x with its history."""
+        return self.x if self.source is None else self.source.real()
+
+    def changed(self) -> bool:
+        """Whether x is not any more what the norm saw."""
+        return version_of(self.x) != self.version
+
+    def check(self) -> None:
+        if self.changed():
+            raise RuntimeError(
+                f"fused_preact: the input of a {type(self.site).__name__}, shape {tuple(self.x.shape)}, was changed in place after the norm "
+                "was called and before its result was used: change a copy instead, or call fused_preact.unfuse on this part of the network"
+            )
+
+
+class Activation:
+    """z = bn(x), or relu(bn(x))."""
+
+    def __init__(self, norm: Norm, relu: bool) -> None:
+        self.norm, self.relu, self.grad = norm, relu, torch.is_grad_enabled()
+        self.tensor: Tensor | None = None
+        self.version: int | None = None
+
+    def _call(self) -> Call:
+        norm = self.norm
+        return Call(norm.layer._replace(relu=self.relu), False, None, norm.group, norm.insisted, Done(norm.bn))
+
+    def changed(self) -> bool:
+        """Whether z was given out and somebody changed it in place: computing it again would not do."""
+        return self.tensor is not None and version_of(self.tensor) != self.version
+
+    def real(self) -> Tensor:
+        if self.tensor is None:
+            norm = self.norm
+            norm.check()
+            with torch.set_grad_enabled(self.grad):
+                self.tensor = BNReLU.apply(self._call(), norm.input(), None, norm.gamma, norm.beta, None, None, None)
+            self.version = version_of(self.tensor)
+        return self.tensor
+
+    def data(self) -> Tensor:
+        if self.tensor is not None:
+            return self.tensor.detach()
+        norm = self.norm
+        norm.check()
+        with torch.no_grad():
+            return backend_for(norm.x, None, None, norm.insisted).bn_relu(norm.x, norm.bn, self.relu)
+
+    def vjp(self, dz: Tensor, need: Sequence[bool]) -> Grads:
+        """Gradients of x, gamma and beta."""
+        norm = self.norm
+        dx, dgamma, dbeta = bn_relu_grads(self._call(), dz, norm.x, norm.bn, need[0])
+        return dx, cast(dgamma, norm.gamma.dtype) if need[1] else None, cast(dbeta, norm.beta.dtype) if need[2] else None
+
+
+class Convolution:
+    """y = conv2d(z, weight) + bias of an activation z that is never written."""
+
+    def __init__(self, norm: Norm, relu: bool, weight: Tensor, bias: Tensor | None, conv: Conv) -> None:
+        # Its own: what becomes of the activation that others hold is not its business.
+        self.activation: Activation | None = Activation(norm, relu)
+        self.weight, self.bias, self.conv = weight, bias, conv
+        self.dtype, self.grad = autocast_dtype(norm.x), torch.is_grad_enabled()
+        self.out_shape = conv_out_shape(norm.x.shape, weight.shape, *conv[:3])
+        self.used: Tensor | None = None
+        self.tensor: Tensor | None = None
+        self.stats: Tensor | None = None
+        self.version: int | None = None
+        self.recorded = False
+
+    @property
+    def layer(self) -> Layer:
+        return self.activation.norm.layer._replace(conv=self.conv, relu=self.activation.relu)
+
+    def run(self, residual: Tensor | None, want_stats: bool) -> tuple[Tensor, Tensor | None]:
+        """y + residual, and its statistics if wanted, without history."""
+        norm = self.activation.norm
+        norm.check()
+        with torch.no_grad():
+            self.used = self.weight if self.dtype is None else self.weight.to(self.dtype)
+            bias = self.bias if self.dtype is None or self.bias is None else self.bias.to(self.dtype)
+            run = backend_for(norm.x, self.used, self.conv, norm.insisted)
+            return run.bn_relu_conv2d_fwd(norm.x, norm.bn, self.used, bias, residual, *self.conv, self.activation.relu, want_stats, None)
+
+    def record(self, y: Tensor, residual: Tensor | None) -> Tensor:
+        """y, which `run` computed, with its history."""
+        norm = self.activation.norm
+        norm.check()
+        call = Call(self.layer, False, self.dtype, norm.group, norm.insisted, Done(norm.bn, self.used, y))
+        inputs = (norm.input(), None, norm.gamma, norm.beta, None, None, None, self.weight, self.bias, residual)
+        return BNReLUConv2d.apply(call, *inputs)[0]
+
+    def computed(self, want_stats: bool = False) -> tuple[Tensor, Tensor | None]:
+        """y, without history where nobody has taken it, and its statistics if they are known."""
+        if self.tensor is None:
+            self.tensor, self.stats = self.run(None, want_stats)
+            self.version = version_of(self.tensor)
+            if not self.grad:
+                # Otherwise the activations of all layers would live until the last.
+                self.activation = None
+        return self.tensor, self.stats if version_of(self.tensor) == self.version else None
+
+    def real(self) -> Tensor:
+        y, _ = self.computed()
+        if self.grad and not self.recorded:
+            with torch.enable_grad():
+                self.tensor = self.record(y, None)
+            self.recorded = True
+        return self.tensor
+
+    def data(self) -> Tensor:
+        return self.computed()[0].detach()
+
+    def vjp(self, dy: Tensor, need: Sequence[bool]) -> Grads:
+        """Gradients of z, weight and bias."""
+        z = self.activation.data()
+        dtype = self.dtype or z.dtype
+        sizes = None if self.bias is None else [self.bias.numel()]
+        operands = (dy.to(dtype), z.to(dtype), self.weight.detach().to(dtype))
+        grads = torch.ops.aten.convolution_backward(*operands, sizes, *self.conv[:3], False, [0, 0], self.conv.groups, list(need))
+        return [cast(grad, t.dtype) if wanted else None for grad, t, wanted in zip(grads, (z, self.weight, self.bias), need, strict=True)]

@@ -1,0 +1,94 @@
+"""A convolution and a shortcut, added before they are written; and where both begin at one norm, the residual unit that they are."""
+
+import torch
+from torch import Tensor
+
+from fused_preact.backends.records import Unit
+from fused_preact.convert.nodes import Activation, Convolution, Grads, Norm, Value
+from fused_preact.functional.preact_unit import Chain, PreActUnits, UnitDone
+
+
+class Sum:
+    """conv + shortcut."""
+
+    def __init__(self, conv: Convolution, shortcut: "Node") -> None:
+        self.conv: Convolution | None = conv
+        self.shortcut: Node | None = shortcut
+        self.grad = torch.is_grad_enabled()
+        self.tensor: Tensor | None = None
+
+    def computed(self, want_stats: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The sum with its history; its statistics if they are wanted and it had not been computed before."""
+        stats = None
+        if self.tensor is None:
+            with torch.set_grad_enabled(self.grad):
+                if self.conv.tensor is None and self.conv.grad == self.grad:
+                    y, stats = self.conv.run(self.shortcut.data(), want_stats)
+                    self.tensor = self._record(y) if self.grad else y
+                else:
+                    self.tensor = self.conv.real() + self.shortcut.real()
+            # Otherwise the activations of all units would live until the last.
+            self.conv = self.shortcut = None
+        return self.tensor, stats
+
+    def real(self) -> Tensor:
+        return self.computed()[0]
+
+    def data(self) -> Tensor:
+        return self.real().detach()
+
+    def vjp(self, dy: Tensor, need: tuple[bool, bool]) -> Grads:
+        """Gradients of the convolution's result and of the shortcut."""
+        return [dy if wanted else None for wanted in need]
+
+    def _record(self, y: Tensor) -> Tensor:
+        layers = layers_of_unit(self.conv, self.shortcut)
+        return record_unit(y, layers, self.shortcut) if layers else self.conv.record(y, self.shortcut.real())
+
+
+Node = Value | Activation | Convolution | Sum
+
+
+def layers_of_unit(last: Convolution, shortcut: Node) -> list[Convolution]:
+    """The layers from the norm at which `shortcut` begins to `last`; none if they are no unit that has a function."""
+    layers = [last]
+    while not _begins_at(layers[0], shortcut):
+        source = layers[0].activation.norm.source
+        if source is None or source.recorded:
+            return []
+        layers.insert(0, source)
+    norms = [layer.activation.norm for layer in layers]
+    alike = {(layer.dtype, layer.grad, norm.insisted) for layer, norm in zip(layers, norms, strict=True)}
+    groups = {norm.group for norm in norms if norm.layer.batch}
+    plain = all(layer.bias is None for layer in layers) and not any(norm.changed() for norm in norms)
+    return layers if plain and len(alike) == 1 and len(groups) <= 1 else []
+
+
+def _begins_at(layer: Convolution, shortcut: Node) -> bool:
+    """Whether the shortcut is the input of the layer's norm, or a convolution of the layer's activation."""
+    return shortcut.tensor is layer.activation.norm.x or _is_projection(shortcut, layer)
+
+
+def _is_projection(shortcut: Node, layer: Convolution) -> bool:
+    if not isinstance(shortcut, Convolution) or shortcut.recorded or shortcut.bias is not None or shortcut.activation is None:
+        return False
+    same_norm: Norm = shortcut.activation.norm
+    own = (same_norm, shortcut.activation.relu, shortcut.dtype, shortcut.grad)
+    return own[0] is layer.activation.norm and own[1:] == (layer.activation.relu, layer.dtype, layer.grad)
+
+
+def record_unit(y: Tensor, layers: list[Convolution], shortcut: Node) -> Tensor:
+    """y of a unit whose layers were computed one by one, with the unit as its history."""
+    norms = [layer.activation.norm for layer in layers]
+    projection = shortcut if _is_projection(shortcut, layers[0]) else None
+    kind = ("identity", False, None) if projection is None else ("projection", True, projection.conv)
+    unit = Unit(tuple(layer.layer for layer in layers), *kind)
+    used = [None if projection is None else projection.used, *(layer.used for layer in layers)]
+    # As they were read: the history of an inner result that somebody else takes is not the unit's business.
+    inner = [layer.tensor.detach() for layer in layers[:-1]]
+    done = UnitDone(y, used, torch.cat([norm.bn for norm in norms], 1), inner)
+    group = next((norm.group for norm in norms if norm.layer.batch), None)
+    chain = Chain((unit,), True, True, False, layers[0].dtype, group, norms[0].insisted, done)
+    params = [t for norm, layer in zip(norms, layers, strict=True) for t in (norm.gamma, norm.beta, layer.weight)]
+    weight = None if projection is None else projection.weight
+    return PreActUnits.apply(chain, [], norms[0].input(), None, weight, *params)[0]
