@@ -16,7 +16,7 @@ PROJECT = ROOT.parent
 LAYERS = (
     ("cli", "__main__"),
     ("train", "bench", "tune"),
-    ("models",),
+    ("models", "convert"),
     ("modules",),
     ("functional",),
     ("ops",),

@@ -87,12 +87,17 @@ def insisted() -> str:
     return _insisted
 
 
-def candidates(case: Case, insisted: str = "") -> tuple[Any, ...]:
-    """The backends to ask, best first: the one insisted on, or those of the table that are usable here."""
+def order(case: Case, insisted: str = "") -> tuple[str, ...]:
+    """The names of the backends to ask, best first: the one insisted on, or those of the table."""
     if insisted:
-        return (backend(insisted),)
+        return (insisted,)
     table = PREFERENCE | PREFERENCE_OF_FLOAT32 if case.dtype == torch.float32 else PREFERENCE
-    return tuple(found for name in table.get(case.device, ("eager",)) if not isinstance(found := backend(name), str))
+    return table.get(case.device, ("eager",))
+
+
+def candidates(case: Case, insisted: str = "") -> tuple[Any, ...]:
+    """The backends of `order` that are usable here."""
+    return tuple(found for name in order(case, insisted) if not isinstance(found := backend(name), str))
 
 
 @functools.lru_cache(maxsize=65536)

@@ -5,6 +5,7 @@ the tensor. It has a place in autograd's graph (`Gate`), so that code which torc
 autograd Function, goes on from it rightly too.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,54 +25,61 @@ _plain = torch._C.DisableTorchFunctionSubclass
 
 
 class Deferred(torch.Tensor):
-    """Stands for the result of `node`. gate: its own function in the graph, None without one.  read: other code has had its data."""
+    """Stands for the result of `node`. gate: its own function in the graph, None without one."""
 
     node: Node
     gate: Any
-    read = False
 
     @classmethod
     def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in METADATA:
-            with _plain():
-                return func(*args, **kwargs)
         handler = HANDLERS.get(func)
         if handler is not None:
-            result = handler(*args, **kwargs)
+            with _plain():
+                result = handler(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        pass
-        first = args[0] if args else None
-        if type(first) is Deferred and _changes(func, kwargs):
-            replace(first, Value(real(first)))
-        if type(kwargs.get("out")) is Deferred:
-            replace(kwargs["out"], Value(real(kwargs["out"])))
+        events.tell_written([t.node for t in (*args, *kwargs.values()) if type(t) is Deferred], func)
+        changed = [t for t in (args[0] if args and _changes(func, kwargs) else None, kwargs.get("out")) if type(t) is Deferred]
+        reals = [real(t) for t in changed]
         args, kwargs = tree_map_only(Deferred, real, (args, kwargs))
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        for t, tensor in zip(changed, reals, strict=True):
+            replace(t, Value(tensor), tensor)
+        return result
 
     @classmethod
     def __torch_dispatch__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = tree_map_only(Deferred, _data, (args, kwargs or {}))
+        args, kwargs = tree_map_only(Deferred, lambda t: t.node.data(), (args, kwargs or {}))
         return func(*args, **kwargs)
 
 
+@functools.cache
+def hide_from_compiler() -> None:
+    """Let compiled code that is given a Deferred leave its graph, rather than look inside.
+
+    Not when the package is imported: this imports torch's compiler, which takes a second.
+    """
+    Deferred.__torch_function__ = classmethod(torch.compiler.disable(Deferred.__torch_function__.__func__))
+
+
 class Gate(torch.autograd.Function):
-    """The place of a Deferred in the graph. Its backward runs only where the Deferred itself went into a graph."""
+    """The place of a Deferred in the graph. Its backward runs only where the Deferred itself went into a graph.
+
+    target: the Deferred, if it was there before and is changed in place.
+    """
 
     @staticmethod
-    def forward(ctx: Any, node: Node, make: Callable[[], Deferred], *inputs: Tensor | None) -> Deferred:
-        ctx.node, ctx.stale = node, False
-        return make()
+    def forward(ctx: Any, node: Node, make: Callable[[], Deferred] | None, target: Deferred | None, *inputs: Tensor | None) -> Deferred:
+        ctx.node = node
+        if target is None:
+            return make()
+        ctx.mark_dirty(target)
+        return target
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        if ctx.stale:
-            raise RuntimeError(
-                "fused_preact: a fused result was changed in place after it went into an autograd Function: change a copy instead, or call "
-                "fused_preact.unfuse on this part of the network"
-            )
-        return None, None, *ctx.node.vjp(grad, ctx.needs_input_grad[2:])
+        return None, None, None, *ctx.node.vjp(grad, ctx.needs_input_grad[3:])
 
 
 class _Taken(torch.autograd.Function):
@@ -94,17 +102,22 @@ def defer(node: Node, shape: Any, dtype: torch.dtype, channels_last: bool, devic
         strides = (c * h * w, 1, w * c, c) if channels_last else (c * h * w, h * w, w, 1)
         return torch.Tensor._make_wrapper_subclass(Deferred, shape, dtype=dtype, device=device, strides=strides)
 
-    deferred = Gate.apply(node, make, *inputs) if torch.is_grad_enabled() else make()
-    with _plain():
-        deferred.node, deferred.gate = node, deferred.grad_fn
-    return deferred
+    deferred = Gate.apply(node, make, None, *inputs) if torch.is_grad_enabled() else make()
+    return _standing_for(deferred, node)
 
 
-def replace(deferred: Deferred, node: Node) -> None:
-    """Let it stand for another node: it was changed in place."""
+def replace(deferred: Deferred, node: Node, *inputs: Tensor | None) -> Deferred:
+    """Let it stand for another node, computed from `inputs`: it was changed in place."""
+    if torch.is_grad_enabled():
+        Gate.apply(node, None, deferred, *inputs)
+    return _standing_for(deferred, node)
+
+
+def _standing_for(deferred: Deferred, node: Node) -> Deferred:
     deferred.node = node
-    if deferred.gate is not None:
-        deferred.gate.stale = True
+    with _plain():
+        deferred.gate = deferred.grad_fn
+    return deferred
 
 
 def node_of(t: Tensor) -> Node:
@@ -121,15 +134,14 @@ def real(deferred: Deferred) -> Tensor:
     return node_of(deferred).real()
 
 
-def _data(deferred: Deferred) -> Tensor:
-    deferred.read = True
-    return deferred.node.data()
-
-
 def _changes(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
     """Whether func changes its first argument, watches it, or gives its memory away."""
     name = getattr(func, "__name__", "")
-    in_place = (name.endswith("_") and not name.endswith("__")) or (name.startswith("__i") and name != "__invert__") or kwargs.get("inplace", False)
+    in_place = (
+        (name.endswith("_") and not name.endswith("__"))
+        or (name.startswith("__i") and name != "__invert__")
+        or kwargs.get("inplace", False)
+    )
     return bool(in_place) or name in WATCHERS or func in SETTERS
 
 
@@ -145,12 +157,8 @@ def _relu(input: Tensor, inplace: bool = False) -> Any:
         return NotImplemented
     if node.relu:
         return input
-    if not inplace:
-        return activation(Activation(node.norm, True))
-    if node.tensor is not None or input.read:
-        return NotImplemented
-    node.relu = True
-    return input
+    norm, made = node.norm, Activation(node.norm, True)
+    return replace(input, made, norm.origin, norm.gamma, norm.beta) if inplace else activation(made)
 
 
 def _conv2d(
@@ -165,7 +173,7 @@ def _conv2d(
     if not _fits(node.norm.x, weight, bias, conv):
         return NotImplemented
     made = Convolution(node.norm, node.relu, weight, bias, conv)
-    pass
+    events.tell_fused(made)
     if _saving_is_watched():
         # Who looks at what is saved for backward, such as activation checkpointing, should see it saved where it is called.
         return made.real()
@@ -190,36 +198,41 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _add(input: Any, other: Any, *, alpha: Any = 1, out: Tensor | None = None) -> Any:
-    """The sum of a convolution and a shortcut; of two convolutions the one that more layers lead to is not the shortcut."""
-    if out is not None or alpha != 1 or not (isinstance(input, Tensor) and isinstance(other, Tensor)) or _saving_is_watched():
+    found = _sum(input, other) if out is None and alpha == 1 else None
+    if found is None:
         return NotImplemented
+    made, parts = found
+    like = is_channels_last(input) or is_channels_last(other)
+    return defer(made, input.shape, torch.promote_types(input.dtype, other.dtype), like, input.device, *parts)
+
+
+def _add_in_place(input: Any, other: Any, *, alpha: Any = 1) -> Any:
+    found = _sum(input, other) if type(input) is Deferred and alpha == 1 else None
+    if found is None or torch.promote_types(input.dtype, other.dtype) != input.dtype:
+        return NotImplemented
+    made, parts = found
+    return replace(input, made, *parts)
+
+
+def _sum(input: Any, other: Any) -> tuple[Sum, tuple[Tensor, Tensor]] | None:
+    """The sum of a convolution and a shortcut, and their tensors; of two convolutions, that to which fewer layers lead is the shortcut."""
+    if not (isinstance(input, Tensor) and isinstance(other, Tensor)) or _saving_is_watched():
+        return None
     if input.shape != other.shape or input.device != other.device or not other.is_floating_point():
-        return NotImplemented
-    sides = [(input, node_of(input)), (other, node_of(other))]
-    convs = [side for side in sides if isinstance(side[1], Convolution) and side[1].tensor is None]
-    if not convs:
-        return NotImplemented
-    first = max(convs, key=lambda side: _depth(side[1]))
-    second = sides[1] if first is sides[0] else sides[0]
-    dtype = torch.promote_types(input.dtype, other.dtype)
-    with _plain():
-        like = is_channels_last(first[0])
-    return defer(Sum(first[1], second[1]), input.shape, dtype, like, input.device, first[0], second[0])
+        return None
+    sides = [(node_of(t), t) for t in (input, other)]
+    sides.sort(key=lambda side: _depth(side[0]), reverse=True)
+    (conv, first), (shortcut, second) = sides
+    return (Sum(conv, shortcut), (first, second)) if _depth(conv) else None
 
 
-def _add_in_place(input: Tensor, other: Any, *, alpha: Any = 1) -> Any:
-    if type(input) is not Deferred or not isinstance(other, Tensor) or torch.promote_types(input.dtype, other.dtype) != input.dtype:
-        return NotImplemented
-    made = _add(input, other, alpha=alpha)
-    if made is not NotImplemented:
-        replace(input, made.node)
-    return made
-
-
-def _depth(conv: Convolution) -> int:
+def _depth(node: Node | None) -> int:
+    """How many layers in a row lead to a convolution that has not been computed; 0 if it is none."""
+    if not isinstance(node, Convolution) or node.tensor is not None:
+        return 0
     depth = 0
-    while conv is not None and conv.activation is not None:
-        conv, depth = conv.activation.norm.source, depth + 1
+    while node is not None and node.activation is not None:
+        node, depth = node.activation.norm.source, depth + 1
     return depth
 
 
@@ -232,13 +245,14 @@ def _saving_is_watched() -> bool:
 
 
 _T = torch.Tensor
-# What a Deferred tells of itself.
 METADATA = frozenset(
     [getattr(_T, name).__get__ for name in ("shape", "dtype", "device", "layout", "ndim", "requires_grad", "is_cuda", "is_meta", "is_leaf")]
     + [_T.size, _T.dim, _T.ndimension, _T.numel, _T.nelement, _T.is_floating_point, _T.is_complex, _T.stride, _T.is_contiguous, _T.__len__]
     + [_T.get_device, _T.element_size, _T.dim_order, torch.is_floating_point, torch.numel, _T.is_inference]
 )
 HANDLERS: dict[Any, Callable[..., Any]] = {
+    # What a Deferred tells of itself.
+    **{func: func for func in METADATA},
     **dict.fromkeys((F.relu, torch.relu, _T.relu), _relu),
     **dict.fromkeys((F.relu_, torch.relu_, _T.relu_), lambda input: _relu(input, True)),
     torch.conv2d: _conv2d,
@@ -247,5 +261,7 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     F.dropout: _dropout,
 }
 # What is asked of a tensor to change it later, or to be told of its gradient.
-WATCHERS = frozenset(("register_hook", "register_post_accumulate_grad_hook", "retain_grad", "__setitem__", "numpy", "data_ptr", "__dlpack__"))
+WATCHERS = frozenset(
+    ("register_hook", "register_post_accumulate_grad_hook", "retain_grad", "__setitem__", "numpy", "data_ptr", "__dlpack__")
+)
 SETTERS = frozenset((_T.data.__get__, _T.data.__set__, _T.requires_grad.__set__))

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from fused_preact.backends import insisted
 from fused_preact.backends.records import Layer
-from fused_preact.convert.deferred import Deferred, activation, node_of, real
+from fused_preact.convert.deferred import Deferred, activation, hide_from_compiler, node_of, real
 from fused_preact.convert.nodes import Activation, Convolution, Norm, version_of
 from fused_preact.convert.sums import Sum
 from fused_preact.functional import Group, checks
@@ -51,23 +51,21 @@ def _revived(make: Any, original: type[nn.Module], *args: Any) -> nn.Module:
 @functools.cache
 def fused_class(original: type[nn.Module]) -> type[nn.Module]:
     """`original` with FusedNorm in front."""
-    return type(f"Fused{original.__name__}", (FusedNorm, original), {"original": original, "__module__": __name__, "__doc__": FusedNorm.__doc__})
+    hide_from_compiler()
+    return type(
+        f"Fused{original.__name__}", (FusedNorm, original), {"original": original, "__module__": __name__, "__doc__": FusedNorm.__doc__}
+    )
 
 
 def _can_defer(norm: nn.Module, x: Any) -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    if type(x) not in (Tensor, nn.Parameter, Deferred) or torch._C._len_torch_dispatch_stack() > 0:
+    if torch._C._len_torch_dispatch_stack() > 0 or has_hooks(norm) or any_global_hook():
         return False
-    return (
-        x.dim() == 4
-        and x.dtype in checks.FLOATING
-        and x.layout is torch.strided
-        and not x.is_meta
-        and 0 not in x.shape
-        and not has_hooks(norm)
-        and not any_global_hook()
-    )
+    if type(x) is Deferred:
+        return True
+    ordinary = type(x) in (Tensor, nn.Parameter) and x.dim() == 4 and x.dtype in checks.FLOATING
+    return ordinary and x.layout is torch.strided and not x.is_meta and 0 not in x.shape
 
 
 class _BatchNormCall(TorchFunctionMode):

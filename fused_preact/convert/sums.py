@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fused_preact.backends.records import Unit
+from fused_preact.convert import events
 from fused_preact.convert.nodes import Activation, Convolution, Grads, Norm, Value
 from fused_preact.functional.preact_unit import Chain, PreActUnits, UnitDone
 
@@ -79,6 +80,7 @@ def _is_projection(shortcut: Node, layer: Convolution) -> bool:
 
 def record_unit(y: Tensor, layers: list[Convolution], shortcut: Node) -> Tensor:
     """y of a unit whose layers were computed one by one, with the unit as its history."""
+    events.tell_unit(layers)
     norms = [layer.activation.norm for layer in layers]
     projection = shortcut if _is_projection(shortcut, layers[0]) else None
     kind = ("identity", False, None) if projection is None else ("projection", True, projection.conv)
