@@ -15,7 +15,7 @@ from fused_preact.models.layouts import COUNTER, LAYOUTS, REFUSED, Layout, kind_
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
 _WRAPPERS = re.compile(r"(module\.|_orig_mod\.)+")
-_ZERO, _ONE = torch.tensor(0), torch.tensor(1)
+_INITIAL = {"running_mean": torch.tensor(0), "running_var": torch.tensor(1)}
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str], layout: str | None = None) -> str:
@@ -58,8 +58,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], layout: str | N
     name = layout if layout is not None else _recognise(state, ours, architecture, path)
     _check_name(name, architecture, path)
     converted = _convert(state, ours, LAYOUTS[name], path)
-    _rehearse(model, converted)
-    model.load_state_dict(converted)
+    model.load_state_dict(_rehearsed(model, converted))
     return name
 
 
@@ -138,9 +137,7 @@ def _check_name(name: str, architecture: Architecture, path: object) -> None:
     if name not in LAYOUTS:
         raise ValueError(unknown("layout", name, LAYOUTS))
     if kind_of(architecture) not in (kinds := LAYOUTS[name].kinds):
-        raise ValueError(
-            f"layout {name!r} is one of {' and '.join(kinds)} networks, got {_name(architecture)}, a {kind_of(architecture)} one"
-        )
+        raise ValueError(f"layout {name!r} is one of {' and '.join(kinds)} networks, got a {kind_of(architecture)} one")
 
 
 def _convert(state: Mapping[str, Tensor], ours: Sequence[str], layout: Layout, path: object) -> dict[str, Tensor]:
@@ -149,22 +146,21 @@ def _convert(state: Mapping[str, Tensor], ours: Sequence[str], layout: Layout, p
     if layout is LAYOUTS["torch7"] and len(state) != (wanted := sum(key.isdecimal() for key in keys.values())):
         raise ValueError(f"expected a list of {wanted} tensors in {str(path)!r}, those of this network, got {len(state)}")
     for norm in layout.unused:
-        mean, var = state.get(f"{norm}.running_mean"), state.get(f"{norm}.running_var")
-        if mean is not None and var is not None and not (bool((mean == 0).all()) and bool((var == 1).all())):
-            raise ValueError(
-                f"expected {norm} in {str(path)!r} to be untouched, because this network has no such norm, got statistics of data"
-            )
+        # A norm that was called has statistics of data.
+        if any((state.get(f"{norm}.{key}", initial) != initial).any() for key, initial in _INITIAL.items()):
+            raise ValueError(f"expected a {norm} that was never called in {str(path)!r}, because here is none, got statistics of data")
     converted = {key: state[theirs] for key, theirs in keys.items() if theirs in state}
     converted |= {key: torch.tensor(0) for key in ours if key.endswith(COUNTER) and key not in converted}
     # Under another layout a key left over may be spelled like one of ours.
     return converted | {f"{key} (theirs)" if key in keys else key: state[key] for key in _strangers(state, ours, layout)}
 
 
-def _rehearse(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load into a copy without storage first: load_state_dict writes what fits before it raises."""
-    memo = {id(tensor): tensor.to("meta") for tensor in model.state_dict(keep_vars=True).values()}
+def _rehearsed(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The state_dict of a copy that has loaded `state`: of the model itself, load_state_dict would write what fits before it raises."""
+    memo = {id(tensor): torch.empty_like(tensor, device="cpu") for tensor in model.state_dict(keep_vars=True).values()}
     twin = copy.deepcopy(model, memo)
-    twin.load_state_dict({key: value.to("meta") if isinstance(value, Tensor) else value for key, value in state.items()})
+    twin.load_state_dict(state)
+    return twin.state_dict()
 
 
 def _name(architecture: Architecture) -> str:

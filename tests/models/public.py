@@ -48,7 +48,7 @@ def lua_unit(inputs: int, channels: int, stride: int, kind: str, pre: str) -> nn
 
 
 def lua_network(
-    units: tuple[int, ...], channels: tuple[int, ...], kind: str, stem: list[nn.Module], first: str, classes: int
+    units: tuple[int, ...], channels: tuple[int, ...], kind: str, stem: list[nn.Module], first: str, classes: int = 5
 ) -> nn.Sequential:
     """`stem`, stages, norm, ReLU, pooling and a classifier; `first` is the `pre` of the very first unit."""
     modules, width = [*stem], channels[0]
@@ -151,8 +151,8 @@ class Port(nn.Module):
 
 
 LUA: dict[str, Callable[[], nn.Module]] = {
-    "preact_resnet20": lambda: lua_network((3, 3, 3), (16, 32, 64), "basic, padded", [conv(3, 16)], "shared", 5),
-    "preact_resnet29": lambda: lua_network((3, 3, 3), (16, 32, 64), "stride at 1x1", [conv(3, 16)], "shared", 5),
-    "preact_resnet18": lambda: lua_network((2, 2, 2, 2), (64, 128, 256, 512), "basic", imagenet_stem(), "none", 5),
-    "preact_resnet50": lambda: lua_network((3, 4, 6, 3), (64, 128, 256, 512), "stride at 3x3", imagenet_stem(), "none", 5),
+    "preact_resnet20": lambda: lua_network((3, 3, 3), (16, 32, 64), "basic, padded", [conv(3, 16)], "shared"),
+    "preact_resnet29": lambda: lua_network((3, 3, 3), (16, 32, 64), "stride at 1x1", [conv(3, 16)], "shared"),
+    "preact_resnet18": lambda: lua_network((2, 2, 2, 2), (64, 128, 256, 512), "basic", imagenet_stem(), "none"),
+    "preact_resnet50": lambda: lua_network((3, 4, 6, 3), (64, 128, 256, 512), "stride at 3x3", imagenet_stem(), "none"),
 }
