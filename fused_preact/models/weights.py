@@ -28,7 +28,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], layout: str | N
     - "fused_preact": this package's own, of `create_model` and `reference_model`; all networks.
     - "torch7": the authors' Lua codes, KaimingHe/resnet-1k-layers `resnet-pre-act.lua` (preact_resnet29, 164 and 1001) and
       facebook/fb.resnet.torch `models/preresnet.lua` (the others; its ResNet-200 is published). Not the `.t7` file itself, but a list of
-      tensors saved by torch: of each module weight, bias, running_mean and running_var, depth first (README.md has the loop).
+      tensors saved by torch: of each module weight, bias, running_mean and running_var, depth first (README.md has the loop). A list has
+      no names, so only the number of tensors and their shapes are checked.
     - "filter-pruning": he-y/filter-pruning-geometric-median `models/preresnet.py`; preact_resnet20, 56 and 110.
     - "PreResNetImageNet": the class of that name in ipytorch, Yang Lu's port of `preresnet.lua`; preact_resnet18 to 200. Its first
       unit has a norm that is not called; one with statistics of its own is refused.
@@ -70,13 +71,10 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     elif isinstance(saved, Sequence) and not isinstance(saved, str):
         saved = {str(index): value for index, value in enumerate(saved)}
     if not isinstance(saved, Mapping) or not saved or not all(isinstance(key, str) for key in saved):
-        raise ValueError(f"expected a state_dict or a list of tensors in {str(path)!r}, got {_kind(saved)}")
+        got = "an empty one" if isinstance(saved, Mapping) and not saved else type(saved).__name__
+        raise ValueError(f"expected a state_dict or a list of tensors in {str(path)!r}, got {got}")
     wrapped = all(_WRAPPERS.match(key) for key in saved)
     return {_WRAPPERS.sub("", key, count=1) if wrapped else key: value for key, value in saved.items()}
-
-
-def _kind(saved: object) -> str:
-    return f"an empty {type(saved).__name__}" if isinstance(saved, Mapping) and not saved else f"a {type(saved).__name__}"
 
 
 def _read(path: Path) -> object:
