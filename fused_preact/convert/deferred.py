@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 from fused_preact.backends.layout import conv_out_shape, is_channels_last
 from fused_preact.backends.records import Conv
 from fused_preact.convert import events
+from fused_preact.convert.moment import saving_is_watched
 from fused_preact.convert.nodes import Activation, Convolution, Value
 from fused_preact.convert.sums import Node, Sum
 from fused_preact.functional.context import autocast_dtype
@@ -98,7 +99,7 @@ def defer(node: Node, shape: Any, dtype: torch.dtype, channels_last: bool, devic
     """A tensor that stands for `node`, computed from `inputs`."""
 
     def make() -> Deferred:
-        n, c, h, w = shape
+        _, c, h, w = shape
         strides = (c * h * w, 1, w * c, c) if channels_last else (c * h * w, h * w, w, 1)
         return torch.Tensor._make_wrapper_subclass(Deferred, shape, dtype=dtype, device=device, strides=strides)
 
@@ -174,8 +175,9 @@ def _conv2d(
         return NotImplemented
     made = Convolution(node.norm, node.relu, weight, bias, conv)
     events.tell_fused(made)
-    if _saving_is_watched():
-        # Who looks at what is saved for backward, such as activation checkpointing, should see it saved where it is called.
+    if not (torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)) or saving_is_watched():
+        # Without gradients, its input may be changed in place once it was called; and who looks at what is saved for backward, such as
+        # activation checkpointing, should see it saved here.
         return made.real()
     dtype, like = made.dtype or weight.dtype, is_channels_last(made.activation.norm.x) or is_channels_last(weight)
     return defer(made, made.out_shape, dtype, like, weight.device, input, weight, bias)
@@ -216,7 +218,7 @@ def _add_in_place(input: Any, other: Any, *, alpha: Any = 1) -> Any:
 
 def _sum(input: Any, other: Any) -> tuple[Sum, tuple[Tensor, Tensor]] | None:
     """The sum of a convolution and a shortcut, and their tensors; of two convolutions, that to which fewer layers lead is the shortcut."""
-    if not (isinstance(input, Tensor) and isinstance(other, Tensor)) or _saving_is_watched():
+    if not (isinstance(input, Tensor) and isinstance(other, Tensor) and torch.is_grad_enabled()) or saving_is_watched():
         return None
     if input.shape != other.shape or input.device != other.device or not other.is_floating_point():
         return None
@@ -226,22 +228,13 @@ def _sum(input: Any, other: Any) -> tuple[Sum, tuple[Tensor, Tensor]] | None:
     return (Sum(conv, shortcut), (first, second)) if _depth(conv) else None
 
 
-def _depth(node: Node | None) -> int:
+def _depth(node: Node) -> int:
     """How many layers in a row lead to a convolution that has not been computed; 0 if it is none."""
-    if not isinstance(node, Convolution) or node.tensor is not None:
-        return 0
-    depth = 0
-    while node is not None and node.activation is not None:
-        node, depth = node.activation.norm.source, depth + 1
-    return depth
+    return node.depth if isinstance(node, Convolution) and node.tensor is None else 0
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     return NotImplemented if training and p else input
-
-
-def _saving_is_watched() -> bool:
-    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 _T = torch.Tensor

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map_only
 
 from fused_preact.backends import backend, choose, order
 from fused_preact.backends.records import Case
 from fused_preact.convert import events
+from fused_preact.convert.deferred import Deferred, real
 from fused_preact.convert.fuse import fuse, refusal
 from fused_preact.convert.nodes import Activation, Convolution, Norm
 from fused_preact.convert.norms import FusedNorm
@@ -77,8 +79,8 @@ def explain(model: nn.Module, example: Tensor, *others: Any) -> Explanation:
     devices = [example.device] if example.is_cuda else []
     record = _Record(model)
     with torch.random.fork_rng(devices), events.observing(record), torch.enable_grad():
-        result = model(example, *others)
-        del result
+        # A result that nobody uses would be left uncomputed.
+        tree_map_only(Deferred, real, model(example, *others))
     return record.explanation()
 
 

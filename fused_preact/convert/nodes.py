@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fused_preact.backends.layout import conv_out_shape
 from fused_preact.backends.records import Conv, Layer
+from fused_preact.convert.moment import Moment
 from fused_preact.functional import Group
 from fused_preact.functional.bn_relu import BNReLU, bn_relu_grads
 from fused_preact.functional.bn_relu_conv2d import BNReLUConv2d, Call, Done, cast
@@ -72,8 +73,8 @@ class Norm(NamedTuple):
     def check(self) -> None:
         if self.changed():
             raise RuntimeError(
-                f"fused_preact: the input of a {type(self.site).__name__}, shape {tuple(self.x.shape)}, was changed in place after the norm "
-                "was called and before its result was used: change a copy instead, or call fused_preact.unfuse on this part of the network"
+                f"fused_preact: the input of a {type(self.site).__name__}, shape {tuple(self.x.shape)}, was changed in place between the "
+                "norm's call and the use of its result: change a copy instead, or call fused_preact.unfuse on this part of the network"
             )
 
 
@@ -81,7 +82,7 @@ class Activation:
     """z = bn(x), or relu(bn(x))."""
 
     def __init__(self, norm: Norm, relu: bool) -> None:
-        self.norm, self.relu, self.grad = norm, relu, torch.is_grad_enabled()
+        self.norm, self.relu, self.moment = norm, relu, Moment.now()
         self.tensor: Tensor | None = None
         self.version: int | None = None
 
@@ -97,7 +98,7 @@ class Activation:
         if self.tensor is None:
             norm = self.norm
             norm.check()
-            with torch.set_grad_enabled(self.grad):
+            with self.moment.again():
                 self.tensor = BNReLU.apply(self._call(), norm.input(), None, norm.gamma, norm.beta, None, None, None)
             self.version = version_of(self.tensor)
         return self.tensor
@@ -122,15 +123,18 @@ class Convolution:
 
     def __init__(self, norm: Norm, relu: bool, weight: Tensor, bias: Tensor | None, conv: Conv) -> None:
         # Its own: what becomes of the activation that others hold is not its business.
-        self.activation: Activation | None = Activation(norm, relu)
+        self.activation = Activation(norm, relu)
         self.weight, self.bias, self.conv = weight, bias, conv
-        self.dtype, self.grad = autocast_dtype(norm.x), torch.is_grad_enabled()
+        self.dtype, self.moment = autocast_dtype(norm.x), Moment.now()
+        self.weight_version = version_of(weight)
         self.out_shape = conv_out_shape(norm.x.shape, weight.shape, *conv[:3])
         self.used: Tensor | None = None
         self.tensor: Tensor | None = None
         self.stats: Tensor | None = None
         self.version: int | None = None
         self.recorded = False
+        # Layers in a row that nobody has taken a result of.
+        self.depth = 1 if norm.source is None else 1 + norm.source.depth
 
     @property
     def layer(self) -> Layer:
@@ -140,6 +144,11 @@ class Convolution:
         """y + residual, and its statistics if wanted, without history."""
         norm = self.activation.norm
         norm.check()
+        if version_of(self.weight) != self.weight_version:
+            raise RuntimeError(
+                f"fused_preact: a convolution's weight, shape {tuple(self.weight.shape)}, was changed in place before its result was first "
+                "used, such as by an optimizer's step: use the result before"
+            )
         with torch.no_grad():
             self.used = self.weight if self.dtype is None else self.weight.to(self.dtype)
             bias = self.bias if self.dtype is None or self.bias is None else self.bias.to(self.dtype)
@@ -159,15 +168,12 @@ class Convolution:
         if self.tensor is None:
             self.tensor, self.stats = self.run(None, want_stats)
             self.version = version_of(self.tensor)
-            if not self.grad:
-                # Otherwise the activations of all layers would live until the last.
-                self.activation = None
         return self.tensor, self.stats if version_of(self.tensor) == self.version else None
 
     def real(self) -> Tensor:
         y, _ = self.computed()
-        if self.grad and not self.recorded:
-            with torch.enable_grad():
+        if self.moment.grad and not self.recorded:
+            with self.moment.again():
                 self.tensor = self.record(y, None)
             self.recorded = True
         return self.tensor

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from fused_preact.backends import insisted
 from fused_preact.backends.records import Layer
-from fused_preact.convert.deferred import Deferred, activation, hide_from_compiler, node_of, real
+from fused_preact.convert.deferred import Deferred, activation, hide_from_compiler, node_of
 from fused_preact.convert.nodes import Activation, Convolution, Norm, version_of
 from fused_preact.convert.sums import Sum
 from fused_preact.functional import Group, checks
@@ -19,6 +19,8 @@ from fused_preact.modules.children import any_global_hook, has_hooks, norm_argum
 from fused_preact.ops import backend_for
 from fused_preact.ops.unit import layer_bn
 
+# Layers that may yet turn out to be a residual unit. Longer chains are recorded as they come, so that no recursion runs through a network.
+LONGEST_UNIT = 4
 EXACT = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
@@ -69,7 +71,7 @@ def _can_defer(norm: nn.Module, x: Any) -> bool:
 
 
 class _BatchNormCall(TorchFunctionMode):
-    """Inside the forward of a norm of somebody's own class: its F.batch_norm is deferred; all else runs as it is, ReLU on the result too."""
+    """Inside the forward of a norm of somebody's own class: its F.batch_norm is deferred, and all else runs as it is."""
 
     def __init__(self, norm: nn.Module, x: Tensor) -> None:
         super().__init__()
@@ -127,9 +129,10 @@ def _input(x: Tensor, want_stats: bool) -> tuple[Tensor, Tensor, Convolution | N
     """Of a norm's argument: itself, its data, the convolution that computed them if it has not recorded it, and their statistics."""
     if type(x) is not Deferred:
         return x, x, None, None
-    node = node_of(x)
-    if isinstance(node, Convolution):
+    node, stats = node_of(x), None
+    if isinstance(node, Convolution | Sum):
         data, stats = node.computed(want_stats)
-        return x, data, None if node.recorded or not node.grad else node, stats
-    data, stats = node.computed(want_stats) if isinstance(node, Sum) else (real(x), None)
+        if isinstance(node, Convolution) and not node.recorded and node.depth < LONGEST_UNIT:
+            return x, data, node, stats
+    data = node.real()
     return data, data, None, stats

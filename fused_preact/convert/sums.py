@@ -5,6 +5,7 @@ from torch import Tensor
 
 from fused_preact.backends.records import Unit
 from fused_preact.convert import events
+from fused_preact.convert.moment import Moment
 from fused_preact.convert.nodes import Activation, Convolution, Grads, Norm, Value
 from fused_preact.functional.preact_unit import Chain, PreActUnits, UnitDone
 
@@ -15,17 +16,17 @@ class Sum:
     def __init__(self, conv: Convolution, shortcut: "Node") -> None:
         self.conv: Convolution | None = conv
         self.shortcut: Node | None = shortcut
-        self.grad = torch.is_grad_enabled()
+        self.moment = Moment.now()
         self.tensor: Tensor | None = None
 
     def computed(self, want_stats: bool = False) -> tuple[Tensor, Tensor | None]:
         """The sum with its history; its statistics if they are wanted and it had not been computed before."""
         stats = None
         if self.tensor is None:
-            with torch.set_grad_enabled(self.grad):
-                if self.conv.tensor is None and self.conv.grad == self.grad:
+            with self.moment.again():
+                if self.conv.tensor is None and self.conv.moment == self.moment:
                     y, stats = self.conv.run(self.shortcut.data(), want_stats)
-                    self.tensor = self._record(y) if self.grad else y
+                    self.tensor = self._record(y)
                 else:
                     self.tensor = self.conv.real() + self.shortcut.real()
             # Otherwise the activations of all units would live until the last.
@@ -59,7 +60,7 @@ def layers_of_unit(last: Convolution, shortcut: Node) -> list[Convolution]:
             return []
         layers.insert(0, source)
     norms = [layer.activation.norm for layer in layers]
-    alike = {(layer.dtype, layer.grad, norm.insisted) for layer, norm in zip(layers, norms, strict=True)}
+    alike = {(layer.dtype, layer.moment, norm.insisted) for layer, norm in zip(layers, norms, strict=True)}
     groups = {norm.group for norm in norms if norm.layer.batch}
     plain = all(layer.bias is None for layer in layers) and not any(norm.changed() for norm in norms)
     return layers if plain and len(alike) == 1 and len(groups) <= 1 else []
@@ -71,11 +72,11 @@ def _begins_at(layer: Convolution, shortcut: Node) -> bool:
 
 
 def _is_projection(shortcut: Node, layer: Convolution) -> bool:
-    if not isinstance(shortcut, Convolution) or shortcut.recorded or shortcut.bias is not None or shortcut.activation is None:
+    if not isinstance(shortcut, Convolution) or shortcut.recorded or shortcut.bias is not None:
         return False
     same_norm: Norm = shortcut.activation.norm
-    own = (same_norm, shortcut.activation.relu, shortcut.dtype, shortcut.grad)
-    return own[0] is layer.activation.norm and own[1:] == (layer.activation.relu, layer.dtype, layer.grad)
+    own = (shortcut.activation.relu, shortcut.dtype, shortcut.moment)
+    return same_norm is layer.activation.norm and own == (layer.activation.relu, layer.dtype, layer.moment)
 
 
 def record_unit(y: Tensor, layers: list[Convolution], shortcut: Node) -> Tensor:
