@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 
 import pytest
 from torch import nn
@@ -21,12 +22,14 @@ RUNNERS = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch
 # Not poisoned_memory, which the compiler does not take.
 @pytest.mark.compile
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
-def test_code_runs(page):
-    """In order, in one namespace: later snippets build on earlier ones."""
-    namespace = {"__name__": "__main__", "fused_preact": fused_preact, "nn": nn}
+def test_code_runs(page, monkeypatch):
+    """In order, in one module, which pickle finds: later snippets build on earlier ones."""
+    module = types.ModuleType(f"page_{page.stem}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    vars(module).update(fused_preact=fused_preact, nn=nn)
     for snippet in snippets(page):
         if snippet.file is None:
-            snippet.run(namespace)
+            snippet.run(vars(module))
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda s: s.file)
@@ -44,5 +47,6 @@ def test_program_runs(program, tmp_path):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
+    prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", prose):
         assert (page.parent / target).exists(), target

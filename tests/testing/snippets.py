@@ -36,6 +36,6 @@ def snippets(page: Path) -> list[Snippet]:
         assert not options.keys() - {"file", "needs"}, f"{page.name}: {match[0].splitlines()[0]}"
         line = text.count("\n", 0, match.start("code")) + 1
         file = options.get("file")
-        command = re.search(rf"^\$? ?(.*\b{re.escape(file)})$", text, re.MULTILINE) if file else None
+        command = re.search(rf"^((?:python|torchrun) .*{re.escape(file)})$", text, re.MULTILINE) if file else None
         found.append(Snippet(page, line, match["code"], file, options.get("needs"), command and command[1]))
     return found
