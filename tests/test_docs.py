@@ -36,8 +36,9 @@ def test_code_runs(page, monkeypatch):
 def test_program_runs(program, tmp_path):
     """By the command that the page gives."""
     assert program.command, f"{program.page.name} does not say how {program.file} is run"
-    if program.needs and importlib.util.find_spec(program.needs) is None:
-        pytest.skip(f"{program.needs} is not installed")
+    missing = [name for name in program.needs if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
     (tmp_path / program.file).write_text(program.code, encoding="utf-8")
     runner, *arguments = shlex.split(program.command)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}

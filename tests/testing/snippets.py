@@ -12,14 +12,14 @@ FENCE = re.compile(r"^```python(?: +(?P<options>[^\n]*))?\n(?P<code>.*?)^```", r
 class Snippet(NamedTuple):
     """line: of the page, where the code begins.  file: the program that it is, None if it is run with the page.
 
-    needs: what must be importable.  command: how the page says that the program is run.
+    needs: what must be importable, separated by commas.  command: how the page says that the program is run.
     """
 
     page: Path
     line: int
     code: str
     file: str | None
-    needs: str | None
+    needs: tuple[str, ...]
     command: str | None
 
     def run(self, namespace: dict) -> None:
@@ -28,7 +28,7 @@ class Snippet(NamedTuple):
 
 
 def snippets(page: Path) -> list[Snippet]:
-    """All of a page. A fence is ```python, or ```python file=NAME needs=PACKAGE."""
+    """All of a page. A fence is ```python, or ```python file=NAME needs=PACKAGE,PACKAGE."""
     text = page.read_text(encoding="utf-8")
     found = []
     for match in FENCE.finditer(text):
@@ -37,5 +37,9 @@ def snippets(page: Path) -> list[Snippet]:
         line = text.count("\n", 0, match.start("code")) + 1
         file = options.get("file")
         command = re.search(rf"^((?:python|torchrun) .*{re.escape(file)})$", text, re.MULTILINE) if file else None
-        found.append(Snippet(page, line, match["code"], file, options.get("needs"), command and command[1]))
+        found.append(
+            Snippet(
+                page, line, match["code"], file, tuple(options["needs"].split(",")) if "needs" in options else (), command and command[1]
+            )
+        )
     return found
