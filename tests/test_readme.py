@@ -1,11 +1,8 @@
-"""The README's code runs, and its figures are those of the files that it names."""
+"""The README's figures are those of the files that it names, and its commands exist."""
 
 import json
 import re
 from pathlib import Path
-
-import pytest
-from torch import nn
 
 from benchmarks import memory
 from fused_preact.bench.report import table
@@ -13,13 +10,6 @@ from fused_preact.bench.report import table
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "benchmarks" / "results"
-
-
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=lambda block: block.split("\n")[0][:40])
-def test_code_runs(block):
-    import fused_preact
-
-    exec(compile(block, "README.md", "exec"), {"fused_preact": fused_preact, "nn": nn})
 
 
 def test_the_demo_table_is_that_of_its_file():
@@ -40,11 +30,6 @@ def test_the_ratios_are_those_of_their_files():
 def test_the_memory_table_is_that_of_its_file():
     result = json.loads((RESULTS / "memory_cpu.json").read_text(encoding="utf-8"))
     assert memory.table(result) in README
-
-
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
 
 
 def test_commands_exist():

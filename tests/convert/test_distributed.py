@@ -1,0 +1,53 @@
+"""Two gloo processes with fused models: what they do with unfused ones."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch was built without torch.distributed")
+
+WHY = {
+    "ddp": "gradients arrive in buckets while backward goes on",
+    "ddp-static": "the order of the first backward is kept, and gradients are views of buckets",
+    "ddp-unused": "the graph is searched from the result",
+    "fsdp-whole": "weights are sharded, and whole in forward and backward only",
+    "fsdp-whole-resharded": "the network gives its weights back, and its result is that of a fused convolution",
+    "fsdp-units-with-hook": "units give their weights back after forward: as documented, with a hook that has the result computed before",
+    "fsdp-units": "without the hook",
+    "fsdp-units-kept": "units keep their weights; results get hooks and go through torch's Functions",
+    "sync": "SyncBatchNorm, fused: statistics of both processes",
+    "sync-uneven": "batches of different sizes",
+}
+OPEN = {
+    "fsdp-whole-resharded": "a result that leaves its module uncomputed finds the weights gone",
+    "fsdp-units": "the same",
+    "fsdp-units-kept": "AttributeError: 'Value' object has no attribute 'vjp', where a result with a hook goes through a Function",
+    "sync": "sync_group wants the very class nn.SyncBatchNorm: each process has its own statistics",
+    "sync-uneven": "as sync",
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory, pytestconfig):
+    folder = tmp_path_factory.mktemp("gloo")
+    command = [sys.executable, "-m", "tests.convert.distributed_worker"]
+    options = {"cwd": pytestconfig.rootpath, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    workers = [subprocess.Popen([*command, str(rank), str(folder)], **options) for rank in range(2)]
+    try:
+        outputs = [worker.communicate(timeout=240)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    for worker, output in zip(workers, outputs, strict=True):
+        assert worker.returncode == 0, output
+    return [json.loads((folder / f"outcomes{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.xfail(reason=OPEN[name])] if name in OPEN else [], id=name) for name in WHY]
+)
+def test_as_unfused(name, outcomes):
+    assert [outcome[name] for outcome in outcomes] == ["", ""]
