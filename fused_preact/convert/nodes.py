@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fused_preact.backends.layout import conv_out_shape
 from fused_preact.backends.records import Conv, Layer
-from fused_preact.convert.moment import Moment
+from fused_preact.convert.moment import Moment, transformed
 from fused_preact.functional import Group
 from fused_preact.functional.bn_relu import BNReLU, bn_relu_grads
 from fused_preact.functional.bn_relu_conv2d import BNReLUConv2d, Call, Done, cast
@@ -81,6 +81,9 @@ class Norm(NamedTuple):
         return version_of(self.x) != self.version
 
     def check(self) -> None:
+        """Refuse to go on if x is not what it was at the call, or can't be read."""
+        if transformed():
+            raise RuntimeError("fused_preact: a fused result was first used inside a torch.func transform (vmap, grad, ...): use it before")
         if self.changed():
             raise RuntimeError(
                 f"fused_preact: the input of a {type(self.site).__name__}, shape {tuple(self.x.shape)}, was changed in place between the "

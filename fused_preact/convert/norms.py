@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from fused_preact.backends import insisted
 from fused_preact.backends.records import Layer
 from fused_preact.convert.deferred import Deferred, activation, hide_from_compiler, node_of
+from fused_preact.convert.moment import transformed
 from fused_preact.convert.nodes import Activation, Convolution, Norm, as_it_is, version_of
 from fused_preact.convert.sums import statistics_of
 from fused_preact.functional import Group, checks
@@ -54,13 +55,12 @@ def _revived(make: Any, original: type[nn.Module], *args: Any) -> nn.Module:
 def fused_class(original: type[nn.Module]) -> type[nn.Module]:
     """`original` with FusedNorm in front. Of the same module, by which torch.fx knows whose forward not to trace."""
     hide_from_compiler()
-    return type(
-        f"Fused{original.__name__}", (FusedNorm, original), {"original": original, "__module__": __name__, "__doc__": FusedNorm.__doc__}
-    )
+    own = {"original": original, "__module__": original.__module__, "__doc__": FusedNorm.__doc__}
+    return type(f"Fused{original.__name__}", (FusedNorm, original), own)
 
 
 def _can_defer(norm: nn.Module, x: Any) -> bool:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed():
         return False
     if torch._C._len_torch_dispatch_stack() > 0 or has_hooks(norm) or any_global_hook():
         return False
