@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from fused_preact.backends.records import Conv
 from fused_preact.ops.library import Operators
-from tests.testing.cases import LayerCase, backends, backends_and_dtypes, device_of, emulated, every_case
+from tests.testing.cases import LayerCase, backends, backends_and_dtypes, device_of, emulated, every_case, float64_backends
 from tests.testing.numerics import assert_as_accurate, drawn
 
 EPS = 1e-5
@@ -224,6 +224,15 @@ def test_a_residual_of_another_dtype_promotes(residual, backend):
     n, mean, _ = Operators("eager").bn_merge(stats)[0]
     assert (n == 32).all()
     torch.testing.assert_close(mean.double(), y.double().mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+
+
+@float64_backends
+def test_a_narrower_residual_is_widened(backend):
+    run = Operators(backend)
+    x, weight, added = torch.randn(2, 16, 4, 4).double(), torch.randn(8, 16, 1, 1).double(), torch.randn(2, 8, 4, 4)
+    tail = ((1, 1), (0, 0), (1, 1), 1, True, False, None)
+    y, _ = run.bn_relu_conv2d_fwd(x, None, weight, None, added, *tail)
+    torch.testing.assert_close(y, run.bn_relu_conv2d_fwd(x, None, weight, None, None, *tail)[0] + added)
 
 
 @backends

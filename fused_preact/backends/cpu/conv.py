@@ -9,7 +9,7 @@ from fused_preact import _cpu
 from fused_preact.backends import eager
 from fused_preact.backends.cpu.bn import bn_stats
 from fused_preact.backends.cpu.launch import Output, address, launch, nhwc
-from fused_preact.backends.layout import conv_out_shape, empty_wide, memory_format, stored, tiles
+from fused_preact.backends.layout import conv_out_shape, empty_wide, memory_format, stored, tiles, wide
 from fused_preact.backends.records import Pair
 
 EMITS = {name: getattr(_cpu.Emit, name) for name in ("none", "dz", "g", "sums", "dx", "dx_sums")}
@@ -56,9 +56,9 @@ def bn_relu_conv2d_fwd(
 
 
 def _mixed_fwd(x, bn, weight, bias, residual, conv, relu, want_stats):
-    """bfloat16 beside float32, as autocast gives them: computed in float32. y has the weight's dtype, which a residual promotes."""
-    wide_residual = None if residual is None else residual.float()
-    y, _ = bn_relu_conv2d_fwd(x.float(), bn, weight.float(), bias, wide_residual, *conv, relu, False, None)
+    """bfloat16 beside float32, as autocast gives them, computed in float32; float64 in float64. A residual promotes the weight's dtype."""
+    to = wide(weight.dtype)
+    y, _ = bn_relu_conv2d_fwd(x.to(to), bn, weight.to(to), bias, None if residual is None else residual.to(to), *conv, relu, False, None)
     dtype = weight.dtype if residual is None else torch.promote_types(weight.dtype, residual.dtype)
     y = stored(y, dtype, x, weight)
     return y, bn_stats(y) if want_stats else None
