@@ -5,15 +5,16 @@ dtype, plus a floor. The ratio is what means something: an error grows with dept
 implementation. 2.5 rather than 2, because the two draw different rounding errors and ReLU masks, and are compared only once.
 """
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fused_preact.bench.networks import plain
 from fused_preact.bench.variants import Config, Variant, batch, build
-from fused_preact.models import reference_model
 
 RATIO = 2.5
 # Some roundings of float32, for when eager PyTorch is exact by luck.
@@ -36,9 +37,12 @@ class Errors(NamedTuple):
 
 
 class _Step(NamedTuple):
+    """What a step computed. parameters: the names of those with gradients."""
+
     logits: Tensor
     gradients: Tensor
     statistics: Tensor
+    parameters: list[str]
 
 
 def check(variants: Iterable[Variant], config: Config, weights: dict[str, Tensor]) -> dict[str, Errors]:
@@ -48,10 +52,15 @@ def check(variants: Iterable[Variant], config: Config, weights: dict[str, Tensor
     """
     images, labels = batch(config, min(config.batch_size, 4))
     truth = _truth(config, weights, images, labels)
-    eager = _distance(_step(build("eager", config, weights), images, labels), truth)
+
+    def distance(variant: Variant) -> Errors:
+        with _same_dropout(config):
+            return _distance(_step(variant, images, labels, truth.parameters), truth)
+
+    eager = distance(build("eager", config, weights))
     errors = {"eager": eager}
     for variant in variants:
-        errors[variant.name] = _distance(_step(variant, images, labels), truth)
+        errors[variant.name] = distance(variant)
         variant.model.load_state_dict(weights)
         for name, error, limit in zip(Errors._fields, errors[variant.name], limits(eager), strict=True):
             # Not `error > limit`: NaN must not pass.
@@ -70,30 +79,44 @@ def limits(eager: Errors) -> Errors:
 
 
 def _truth(config: Config, weights: dict[str, Tensor], images: Tensor, labels: Tensor) -> _Step:
-    model = reference_model(config.model).to(config.device, torch.float64)
+    model = plain(config.model).to(config.device, torch.float64)
     model.load_state_dict(weights)
-    logits = model(images.double())
+    with _same_dropout(config):
+        logits = model.train()(images.double())
     F.cross_entropy(logits, labels).backward()
-    return _collect(model, logits)
+    return _collect(model, logits, [name for name, parameter in model.named_parameters() if parameter.grad is not None])
 
 
-def _step(variant: Variant, images: Tensor, labels: Tensor) -> _Step:
+def _step(variant: Variant, images: Tensor, labels: Tensor, parameters: list[str]) -> _Step:
     logits = variant.logits(images)
     variant.loss(logits, labels).backward()
-    step = _collect(variant.model, logits, variant.loss_scale)
+    step = _collect(variant.model, logits, parameters, variant.loss_scale)
     variant.optimizer.zero_grad(set_to_none=True)
     return step
 
 
-def _collect(model: torch.nn.Module, logits: Tensor, scale: float = 1.0) -> _Step:
+@contextlib.contextmanager
+def _same_dropout(config: Config) -> Iterator[None]:
+    """Networks draw the same inside, whichever variant they are."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        yield
+
+
+def _collect(model: torch.nn.Module, logits: Tensor, names: list[str], scale: float = 1.0) -> _Step:
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-    missing = [name for name, parameter in parameters.items() if parameter.grad is None]
+    missing = [name for name in names if parameters[name].grad is None]
     if missing:
         raise Disagreement(f"{missing[0]} and {len(missing) - 1} other parameters got no gradient; nothing was timed")
-    gradients = torch.cat([parameters[name].grad.double().flatten() / scale for name in sorted(parameters)])
-    statistics = torch.cat([buffers[name].double().flatten() for name in sorted(buffers) if "running" in name])
-    return _Step(logits.detach().double(), gradients, statistics)
+    gradients = _joined([parameters[name].grad / scale for name in names])
+    statistics = _joined([buffers[name] for name in sorted(buffers) if "running" in name])
+    return _Step(logits.detach().double(), gradients, statistics, names)
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    # Norms may have no running statistics.
+    return torch.cat([t.double().flatten() for t in tensors]) if tensors else torch.zeros(0)
 
 
 def _distance(step: _Step, truth: _Step) -> Errors:
-    return Errors(*(((a - b).norm() / b.norm()).item() for a, b in zip(step, truth, strict=True)))
+    return Errors(*(((a - b).norm() / b.norm()).item() if b.numel() else 0.0 for a, b in zip(step[:3], truth[:3], strict=True)))

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fused_preact.backends import backend
+from fused_preact.bench.networks import plain
 from fused_preact.bench.variants import Config
-from fused_preact.models import reference_model
 
 SECONDS = 0.01
 
@@ -19,13 +19,14 @@ def step_flops(config: Config) -> int:
     def count(module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
         counted.append(2 * y.numel() * module.weight[0].numel())
 
-    with torch.device("meta"), torch.no_grad():
-        model = reference_model(config.model).eval()
+    # One image, and not on the meta device: somebody's network may look at values while it is made.
+    model = plain(config.model).eval()
+    with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.register_forward_hook(count)
-        model(torch.empty(config.batch_size, 3, config.pixels, config.pixels))
-    return 3 * sum(counted) - counted[0]
+        model(torch.zeros(1, 3, config.pixels, config.pixels))
+    return config.batch_size * (3 * sum(counted) - counted[0])
 
 
 def fma_probe(device: torch.device | str, dtype: torch.dtype) -> Callable[[], float] | None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fused_preact.backends import use_backend
-from fused_preact.models import architecture, create_model, reference_model
+from fused_preact.bench.networks import fused, image_size, is_own, num_classes, plain
 
 BASELINES = ("eager", "compile")
 
@@ -22,7 +22,7 @@ class CompileError(RuntimeError):
 
 
 class Config(NamedTuple):
-    """What is measured. `image_size` None is the architecture's own; `backend` None lets every layer choose."""
+    """What is measured. model: see `networks`. `image_size` None is the architecture's own; `backend` None lets every layer choose."""
 
     model: str
     batch_size: int
@@ -40,7 +40,7 @@ class Config(NamedTuple):
 
     @property
     def pixels(self) -> int:
-        return self.image_size or architecture(self.model).image_size
+        return self.image_size or image_size(self.model)
 
 
 class Variant:
@@ -85,11 +85,11 @@ class Variant:
 
 def build(name: str, config: Config, weights: dict[str, Tensor]) -> Variant:
     """The variant called "fused", "eager" or "compile", in training mode and channels_last, with a copy of `weights`."""
-    model = create_model(config.model, memory=config.memory) if name == "fused" else reference_model(config.model)
+    model = fused(config.model, config.memory) if name == "fused" else plain(config.model)
     model.load_state_dict(weights)
     model.to(config.device, memory_format=torch.channels_last).train()
     if name == "compile":
-        _compile(model, config.compile_whole)
+        _compile(model, config)
     return Variant(name, model, config)
 
 
@@ -97,18 +97,19 @@ def common_weights(config: Config) -> dict[str, Tensor]:
     """Weights that a comparison of results can be made at, the same for the same seed.
 
     Fresh weights amplify rounding exponentially with depth: at 164 layers bfloat16 gradients of eager PyTorch have no correct digit,
-    and nothing could be told from them. So the last convolution of each unit is divided by the number of units. Batch normalisation
-    gets a scale and an offset that are not 1 and 0, so that leaving them out would be noticed.
+    and nothing could be told from them. So the last convolution of each unit is divided by the number of units, in the package's own
+    networks, whose units are known. Batch normalisation gets a scale and an offset that are not 1 and 0, so that leaving them out would
+    be noticed.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = reference_model(config.model)
-        units = model.units()
+        model = plain(config.model)
+        units = model.units() if is_own(config.model) else []
         with torch.no_grad():
             for unit in units:
                 getattr(unit, f"conv{unit.depth}").weight.div_(len(units))
             for module in model.modules():
-                if isinstance(module, nn.BatchNorm2d):
+                if isinstance(module, nn.BatchNorm2d) and module.affine:
                     module.weight.uniform_(0.5, 1.5)
                     module.bias.normal_(0.0, 0.1)
     return model.state_dict()
@@ -119,7 +120,8 @@ def batch(config: Config, size: int | None = None) -> tuple[Tensor, Tensor]:
     size = size or config.batch_size
     generator = torch.Generator().manual_seed(config.seed)
     images = torch.randn(size, 3, config.pixels, config.pixels, generator=generator)
-    labels = torch.randint(architecture(config.model).num_classes, (size,), generator=generator)
+    classes = num_classes(config.model, min(config.batch_size, 2), config.pixels)
+    labels = torch.randint(classes, (size,), generator=generator)
     return images.to(config.device, memory_format=torch.channels_last), labels.to(config.device)
 
 
@@ -149,6 +151,6 @@ def compiling() -> Iterator[None]:
         raise CompileError(f"torch.compile failed on this machine: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
 
 
-def _compile(model: nn.Module, whole: bool) -> None:
-    for module in [model] if whole else model.units():
+def _compile(model: nn.Module, config: Config) -> None:
+    for module in model.units() if is_own(config.model) and not config.compile_whole else [model]:
         module.compile(dynamic=False)

@@ -12,6 +12,7 @@ from fused_preact._text import unknown
 from fused_preact.backends import NAMES, BackendRefusal, use_backend
 from fused_preact.bench.agree import Disagreement
 from fused_preact.bench.compare import compare
+from fused_preact.bench.networks import NoNetwork, factory, fused, image_size, is_own, num_classes
 from fused_preact.bench.plot import require_matplotlib, write_plot
 from fused_preact.bench.report import table, write_json
 from fused_preact.bench.variants import BASELINES, CompileError, Config, why_no_compile
@@ -25,15 +26,24 @@ HELP = "time and weigh a training step of a fused network against PyTorch's own"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a comparison."""
     add = parser.add_argument
-    add(
+    network = parser.add_mutually_exclusive_group()
+    network.add_argument(
         "--model", type=named("model", list_models()), default="preact_resnet164", metavar="NAME", help=f"one of {', '.join(list_models())}"
+    )
+    network.add_argument(
+        "--module",
+        type=_factory,
+        dest="model",
+        default=argparse.SUPPRESS,
+        metavar="PACKAGE.MODULE:FACTORY",
+        help="any network instead: what FACTORY returns, and what `fused_preact.fuse` makes of it",
     )
     add("--batch-size", type=integer(1, 1_000_000), default=64, metavar="N", help="images a step (default: %(default)s)")
     add(
         "--image-size",
         type=integer(1, 16384),
         metavar="N",
-        help="height and width of the images (default: 32 for CIFAR networks, 224 for others)",
+        help="height and width of the images (default: 32 for CIFAR networks and with --module, 224 for others)",
     )
     add("--device", type=device, default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N (default: auto)")
     add("--dtype", type=named("dtype", DTYPES), default="float32", metavar="DTYPE", help="float32, or bfloat16 or float16 by autocast")
@@ -46,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="layer, unit or segment (default: %(default)s)",
     )
     add("--against", type=_baselines, default=("eager",), metavar="NAME,..", help="eager, compile or both (default: eager)")
-    add("--compile-whole", action="store_true", help="compile the whole network instead of unit by unit")
+    add("--compile-whole", action="store_true", help="compile the whole network instead of unit by unit (with --module always)")
     add("--rounds", type=integer(1), default=10, metavar="N", help="timed steps of each variant (default: %(default)s)")
     add("--threads", type=integer(1, 1024), metavar="N", help="CPU threads (default: torch's choice)")
     add("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="of weights and images (default: %(default)s)")
@@ -92,17 +102,45 @@ def _refuse_impossible(args: argparse.Namespace) -> None:
             raise UsageError(f"argument --backend: {error}") from None
     if "compile" in args.against and (reason := why_no_compile(args.device)):
         raise UsageError(f"argument --against: {reason}")
+    if is_own(args.model):
+        _refuse_model(args)
+    else:
+        _refuse_module(args)
+    if args.plot:
+        try:
+            require_matplotlib()
+        except ImportError as error:
+            raise UsageError(f"argument --plot: {error}") from None
+
+
+def _refuse_model(args: argparse.Namespace) -> None:
     network = architecture(args.model)
     smallest = -(-(args.image_size or network.image_size) // (4 if network.cifar else 32))
     if args.batch_size * smallest**2 < 2:
         raise UsageError(
             "argument --batch-size: expected at least 2 images when the last stage sees 1x1 pixels, got 1: there is no variance"
         )
-    if args.plot:
-        try:
-            require_matplotlib()
-        except ImportError as error:
-            raise UsageError(f"argument --plot: {error}") from None
+
+
+def _refuse_module(args: argparse.Namespace) -> None:
+    if args.memory != "layer":
+        raise UsageError(f"argument --memory: expected layer with --module, got {args.memory!r}, which only networks of --model have")
+    try:
+        fused(args.model, args.memory)
+        num_classes(args.model, min(args.batch_size, 2), args.image_size or image_size(args.model))
+    except NoNetwork as error:
+        raise UsageError(f"argument --module: {error}") from None
+
+
+def _factory(text: str) -> str:
+    # As under `python -m`: a module in the current folder can be imported.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        factory(text)
+    except NoNetwork as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _baselines(text: str) -> tuple[str, ...]:

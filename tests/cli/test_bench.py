@@ -13,9 +13,42 @@ from fused_preact.cli import main
 SMALL = ["bench", "--model", "preact_resnet20", "--batch-size", "2", "--rounds", "1", "--device", "cpu"]
 
 
+NETWORKS = """
+from torch import nn
+
+def preact(num_classes):
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, bias=False)
+    return nn.Sequential(*layers, nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+
+def without_norms():
+    return nn.Conv2d(3, 8, 3)
+
+def without_classes():
+    return preact(10)[:4]
+
+def no_network():
+    return 3
+
+def needs_more(depth, num_classes): ...
+
+there_is_one = preact(10)
+"""
+
+
 @pytest.fixture(autouse=True)
 def empty_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def networks(monkeypatch, tmp_path):
+    """Writes the module `networks` to the current folder, and forgets afterwards that it was imported."""
+    (tmp_path / "networks.py").write_text(NETWORKS)
+    (tmp_path / "broken.py").write_text("import networks\n1 / 0")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    yield
+    for name in ("networks", "broken"):
+        sys.modules.pop(name, None)
 
 
 def test_prints_a_table_and_writes_json_and_a_picture(tmp_path, capsys):
@@ -60,6 +93,80 @@ def test_options_reach_the_comparison(capsys):
     config = report["config"]
     assert set(report["shares"]) == {"eager", "torch"}
     assert {"memory": "unit", "dtype": "bfloat16", "backend": "eager", "image_size": 16, "seed": 3}.items() <= config.items()
+
+
+@pytest.mark.parametrize("image_size", [32, 12])
+def test_any_network_is_compared_with_itself_fused(networks, image_size, capsys):
+    options = ["--batch-size", "2", "--rounds", "1", "--device", "cpu", "--json", "a.json"]
+    options += [] if image_size == 32 else ["--image-size", str(image_size)]
+    assert main(["bench", "--module", "networks:preact", *options]) == 0
+    assert capsys.readouterr().out.startswith(f"networks:preact: training step of 2 images of {image_size}x{image_size}, float32, cpu")
+    with open("a.json", encoding="utf-8") as file:
+        report = json.load(file)
+    # What they save alike: images, results of both convolutions, statistics and masks. Eager keeps the activation too.
+    side = image_size - 2
+    saved = {name: variant["saved_bytes"] for name, variant in report["variants"].items()}
+    assert saved["eager"] - saved["fused"] == pytest.approx(4 * 2 * 8 * side**2, abs=200)
+    assert report["step_flops"] == 2 * 2 * (2 * side**2 * 8 * 27 + 3 * (side - 2) ** 2 * 8 * 72 + 3 * 80)
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "sentence"),
+    [
+        ("networks", [], "module: expected PACKAGE.MODULE:FACTORY, got 'networks'"),
+        (
+            "nowhere:net",
+            [],
+            "module: expected a module that can be imported, got 'nowhere': ModuleNotFoundError: No module named 'nowhere'",
+        ),
+        ("broken:net", [], "module: expected a module that can be imported, got 'broken': ZeroDivisionError: division by zero"),
+        ("networks:preakt", [], "module: networks has no 'preakt'; did you mean 'preact'?"),
+        (
+            "networks:__name__",
+            [],
+            "module: expected a function or class that makes a network, got 'networks:__name__', a value of type str",
+        ),
+        (
+            "networks:there_is_one",
+            [],
+            "module: expected a function or class that makes a network, got 'networks:there_is_one', a value of type Seq",
+        ),
+        (
+            "networks:needs_more",
+            [],
+            "module: expected a factory that needs no arguments but num_classes, got 'networks:needs_more', which needs",
+        ),
+        (
+            "networks:no_network",
+            [],
+            "module: expected a factory of an nn.Module, got 'networks:no_network', which returns a value of type int",
+        ),
+        (
+            "networks:without_norms",
+            [],
+            "module: expected a network with something to fuse, got 'networks:without_norms'; fused_preact.fuse: Con",
+        ),
+        (
+            "networks:without_classes",
+            [],
+            "module: expected a network that returns (images, classes), got 'networks:without_classes', which returns a tensor of shape",
+        ),
+        (
+            "networks:preact",
+            ["--image-size", "2"],
+            "module: 'networks:preact' can't be trained on 2 images of 3x2x2: Calculated padded input",
+        ),
+        ("networks:preact", ["--memory", "unit"], "memory: expected layer with --module, got 'unit'"),
+        ("networks:preact", ["--model", "preact_resnet20"], "model: not allowed with argument --module"),
+    ],
+    ids=lambda value: "-".join(value).replace("--", "") if isinstance(value, list) else value.partition(",")[0].replace(" ", "_"),
+)
+def test_what_is_no_network_is_one_sentence(networks, module, options, sentence, capsys):
+    assert main(["bench", "--module", module, "--batch-size", "2", "--device", "cpu", *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"fused-preact: argument --{sentence}")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
 
 
 def test_threads_are_set_for_the_comparison_only(monkeypatch):
