@@ -20,6 +20,7 @@ from fused_preact.backends.records import Conv
 from fused_preact.convert import events
 from fused_preact.convert.moment import Moment
 from fused_preact.convert.nodes import Activation, Convolution, Value
+from fused_preact.convert.statistics import remember, taken
 from fused_preact.convert.sums import Node, add_shortcut
 from fused_preact.functional.context import autocast_dtype
 
@@ -171,8 +172,10 @@ def _relu(input: Tensor, inplace: bool = False) -> Any:
     node = node_of(input)
     if not isinstance(node, Activation) or node.changed():
         return NotImplemented
-    norm, made = node.norm, Activation(node.norm, True)
+    norm = node.norm if torch.is_grad_enabled() else node.norm.constant()
+    made = Activation(norm, True)
     if not inplace:
+        node.fused = True
         return activation(made)
     if node.relu:
         return input
@@ -244,6 +247,21 @@ def _sides(input: Any, other: Any) -> tuple[Convolution, Node] | None:
     return (conv, shortcut) if _depth(conv) and conv.moment == Moment.now() else None
 
 
+def _cat(tensors: Any, dim: int = 0, *, out: Tensor | None = None) -> Any:
+    """Concatenated channels have the statistics of their parts: a dense network need not take those of its first features again."""
+    nodes = [node_of(t) for t in tensors]
+    fresh = [node for node in nodes if isinstance(node, Convolution) and node.layer.batch]
+    if out is not None or dim not in (1, -3) or not fresh:
+        return NotImplemented
+    stats = [node.computed(True)[1] if isinstance(node, Convolution) else None for node in nodes]
+    parts = [node.real() for node in nodes]
+    result = torch.cat(parts, dim)
+    if len({(t.dtype, t.device, t.dim()) for t in parts}) == 1 and result.dim() == 4:
+        with torch.no_grad():
+            remember(result, torch.cat([own if own is not None else taken(t) for own, t in zip(stats, parts, strict=True)], 2))
+    return result
+
+
 def _depth(node: Node) -> int:
     """How many layers in a row lead to a convolution that has not been computed; 0 if it is none."""
     return node.depth if isinstance(node, Convolution) and node.tensor is None else 0
@@ -283,6 +301,7 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     torch.conv2d: _conv2d,
     **dict.fromkeys((torch.add, _T.add), _add),
     _T.add_: _add_in_place,
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _cat),
     F.dropout: _dropout,
 }
 # What is asked of a tensor to be told of its gradient, or to change it later.

@@ -76,6 +76,11 @@ class Norm(NamedTuple):
         """x with its history."""
         return self.x if self.source is None else self.source.real()
 
+    def constant(self) -> "Norm":
+        """The same for who called it without gradients: nobody who uses the result gets any through it."""
+        x, affine = self.x.detach(), [None if t is None else t.detach() for t in (self.gamma, self.beta)]
+        return self._replace(origin=x, x=x, source=None, gamma=affine[0], beta=affine[1])
+
     def changed(self) -> bool:
         """Whether x is not any more what the norm saw."""
         return version_of(self.x) != self.version
@@ -158,7 +163,12 @@ class Convolution:
         return self.activation.norm.layer._replace(conv=self.conv, relu=self.activation.relu)
 
     def _versions(self) -> tuple[int | None, ...]:
-        return version_of(self.weight), None if self.bias is None else version_of(self.bias), self.weight.untyped_storage().nbytes()
+        return (
+            version_of(self.weight),
+            None if self.bias is None else version_of(self.bias),
+            self.weight.data_ptr(),
+            self.weight.untyped_storage().nbytes(),
+        )
 
     def check(self) -> None:
         """Refuse to go on if a tensor is not what it was at the call."""

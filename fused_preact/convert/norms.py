@@ -13,7 +13,7 @@ from fused_preact.backends.records import Layer
 from fused_preact.convert.deferred import Deferred, activation, hide_from_compiler, node_of
 from fused_preact.convert.moment import transformed
 from fused_preact.convert.nodes import Activation, Convolution, Norm, as_it_is, version_of
-from fused_preact.convert.sums import statistics_of
+from fused_preact.convert.statistics import taken
 from fused_preact.functional import Group, checks
 from fused_preact.functional.context import gather
 from fused_preact.modules.children import any_global_hook, has_hooks, norm_arguments
@@ -120,20 +120,18 @@ def normed(
     layer = Layer(relu=False, batch=batch, update=update, momentum=momentum, eps=eps)
     with torch.no_grad():
         run = backend_for(data, None, None, insisted())
+        if batch and stats is None:
+            stats = taken(data)
         bn = layer_bn(run, layer, data, stats, bn_weight, bn_bias, buffers, gather(process_group))
-    if not torch.is_grad_enabled():
-        # Whoever uses the result, with gradients or without, gets none through it.
-        origin, source, data = (data.detach(), None, data.detach())
-        bn_weight, bn_bias = (None if t is None else t.detach() for t in (bn_weight, bn_bias))
     affine = as_it_is(bn_weight), as_it_is(bn_bias)
     found = Norm(norm, origin, data, source, version_of(data), bn, *affine, layer, process_group, insisted())
-    return activation(Activation(found, False))
+    return activation(Activation(found if torch.is_grad_enabled() else found.constant(), False))
 
 
 def _input(x: Tensor, want_stats: bool) -> tuple[Tensor, Tensor, Convolution | None, Tensor | None]:
     """Of a norm's argument: itself, its data, the convolution that computed them if it has not recorded it, and their statistics."""
     if type(x) is not Deferred:
-        return x, x, None, statistics_of(x)
+        return x, x, None, None
     node = node_of(x)
     node.fused = True
     if isinstance(node, Convolution):
@@ -142,4 +140,4 @@ def _input(x: Tensor, want_stats: bool) -> tuple[Tensor, Tensor, Convolution | N
             return x, data, node, stats
         return data, node.real(), None, stats
     data = node.real()
-    return data, data, None, statistics_of(data)
+    return data, data, None, None

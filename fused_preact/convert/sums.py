@@ -1,26 +1,15 @@
 """A convolution and a shortcut, added before they are written; and where both begin at one norm, the residual unit that they are."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from fused_preact.backends.records import Unit
 from fused_preact.convert import events
-from fused_preact.convert.nodes import Activation, Convolution, Norm, Value, version_of
+from fused_preact.convert.nodes import Activation, Convolution, Norm, Value
+from fused_preact.convert.statistics import remember
 from fused_preact.functional.preact_unit import Chain, PreActUnits, UnitDone
 
 Node = Value | Activation | Convolution
-
-# Statistics of sums, which the norm behind wants; and how often the sum had been changed when they were taken.
-_statistics: Any = WeakTensorKeyDictionary()
-
-
-def statistics_of(t: Tensor) -> Tensor | None:
-    """The statistics of a tensor that `add_shortcut` gave, if it is what it was."""
-    stats, version = _statistics.get(t, (None, None))
-    return stats if version == version_of(t) else None
 
 
 def add_shortcut(conv: Convolution, shortcut: Node) -> Tensor:
@@ -28,8 +17,7 @@ def add_shortcut(conv: Convolution, shortcut: Node) -> Tensor:
     y, stats = conv.run(shortcut.data(), conv.layer.batch)
     layers = layers_of_unit(conv, shortcut)
     y = record_unit(y, layers, shortcut) if layers else conv.record(y, shortcut.real())
-    if stats is not None:
-        _statistics[y] = stats, version_of(y)
+    remember(y, stats)
     return y
 
 
