@@ -159,7 +159,7 @@ def test_input_changed_in_place_is_noticed():
     class Spoils(nn.Module):
         def __init__(self):
             super().__init__()
-            self.bn, self.conv = nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+            self.bn, self.conv = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
 
         def forward(self, x):
             z = F.relu(self.bn(x))
