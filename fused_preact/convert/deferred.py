@@ -1,25 +1,26 @@
 """A tensor that is not there yet, and what torch's functions do with it.
 
-A fused norm returns a `Deferred` instead of a tensor. ReLU, conv2d and addition of a shortcut make further ones of it; everything else gets
-the tensor. It has a place in autograd's graph (`Gate`), so that code which torch functions don't see, such as the apply of somebody's
-autograd Function, goes on from it rightly too.
+A fused norm returns a `Deferred` instead of a tensor. ReLU and conv2d make further ones of it, the sum of one and a shortcut is computed by
+a fused function, and everything else gets the tensor. It has a place in autograd's graph (`Gate`), so that code which torch functions don't
+see, such as the apply of somebody's autograd Function, goes on from it rightly too.
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fused_preact.backends.layout import conv_out_shape, is_channels_last
 from fused_preact.backends.records import Conv
 from fused_preact.convert import events
-from fused_preact.convert.moment import saving_is_watched
+from fused_preact.convert.moment import Moment
 from fused_preact.convert.nodes import Activation, Convolution, Value
-from fused_preact.convert.sums import Node, Sum
+from fused_preact.convert.sums import Node, add_shortcut
 from fused_preact.functional.context import autocast_dtype
 
 _plain = torch._C.DisableTorchFunctionSubclass
@@ -41,12 +42,14 @@ class Deferred(torch.Tensor):
             if result is not NotImplemented:
                 return result
         events.tell_written([t.node for t in (*args, *kwargs.values()) if type(t) is Deferred], func)
+        _refuse_late(func, args, kwargs)
         changed = [t for t in (args[0] if args and _changes(func, kwargs) else None, kwargs.get("out")) if type(t) is Deferred]
         reals = [real(t) for t in changed]
         args, kwargs = tree_map_only(Deferred, real, (args, kwargs))
         result = func(*args, **kwargs)
         for t, tensor in zip(changed, reals, strict=True):
             replace(t, Value(tensor), tensor)
+            result = t if result is tensor else result
         return result
 
     @classmethod
@@ -135,6 +138,18 @@ def real(deferred: Deferred) -> Tensor:
     return node_of(deferred).real()
 
 
+def _refuse_late(func: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    """Refuse to watch the gradient of what a fused function has read already: it is not computed by itself."""
+    watched = args[:1] if getattr(func, "__name__", "") in HOOKS else ()
+    if func is torch.autograd.grad:
+        watched = (args[1] if len(args) > 1 else kwargs.get("inputs"),)
+    if any(type(t) is Deferred and t.node.fused for t in tree_leaves(watched)):
+        raise RuntimeError(
+            "fused_preact: the gradient of a tensor that went into a fused function already is not computed: ask for it (retain_grad, "
+            "register_hook) before, or call fused_preact.unfuse on this part of the network"
+        )
+
+
 def _changes(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
     """Whether func changes its first argument, watches it, or gives its memory away."""
     name = getattr(func, "__name__", "")
@@ -156,10 +171,15 @@ def _relu(input: Tensor, inplace: bool = False) -> Any:
     node = node_of(input)
     if not isinstance(node, Activation) or node.changed():
         return NotImplemented
+    norm, made = node.norm, Activation(node.norm, True)
+    if not inplace:
+        return activation(made)
     if node.relu:
         return input
-    norm, made = node.norm, Activation(node.norm, True)
-    return replace(input, made, norm.origin, norm.gamma, norm.beta) if inplace else activation(made)
+    # A view of it sees the change; without gradients, its history does not.
+    if node.tensor is not None or (input.requires_grad and not torch.is_grad_enabled()):
+        return NotImplemented
+    return replace(input, made, norm.origin, norm.gamma, norm.beta)
 
 
 def _conv2d(
@@ -175,8 +195,10 @@ def _conv2d(
         return NotImplemented
     made = Convolution(node.norm, node.relu, weight, bias, conv)
     events.tell_fused(made)
-    if not (torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)) or saving_is_watched():
-        # Without gradients, its input may be changed in place once it was called; and who looks at what is saved for backward, such as
+    node.fused = True
+    recorded = made.moment.grad and (input.requires_grad or weight.requires_grad)
+    if not recorded or made.moment.watched or _weights_come_and_go():
+        # Without gradients, its input may be changed in place once it was called; who looks at what is saved for backward, such as
         # activation checkpointing, should see it saved here.
         return made.real()
     dtype, like = made.dtype or weight.dtype, is_channels_last(made.activation.norm.x) or is_channels_last(weight)
@@ -200,32 +222,26 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _add(input: Any, other: Any, *, alpha: Any = 1, out: Tensor | None = None) -> Any:
-    found = _sum(input, other) if out is None and alpha == 1 else None
-    if found is None:
-        return NotImplemented
-    made, parts = found
-    like = is_channels_last(input) or is_channels_last(other)
-    return defer(made, input.shape, torch.promote_types(input.dtype, other.dtype), like, input.device, *parts)
+    sides = _sides(input, other) if out is None and alpha == 1 else None
+    return add_shortcut(*sides) if sides else NotImplemented
 
 
 def _add_in_place(input: Any, other: Any, *, alpha: Any = 1) -> Any:
-    found = _sum(input, other) if type(input) is Deferred and alpha == 1 else None
-    if found is None or torch.promote_types(input.dtype, other.dtype) != input.dtype:
+    sides = _sides(input, other) if type(input) is Deferred and alpha == 1 else None
+    if not sides:
         return NotImplemented
-    made, parts = found
-    return replace(input, made, *parts)
+    y = add_shortcut(*sides)
+    return replace(input, Value(y), y)
 
 
-def _sum(input: Any, other: Any) -> tuple[Sum, tuple[Tensor, Tensor]] | None:
-    """The sum of a convolution and a shortcut, and their tensors; of two convolutions, that to which fewer layers lead is the shortcut."""
-    if not (isinstance(input, Tensor) and isinstance(other, Tensor) and torch.is_grad_enabled()) or saving_is_watched():
+def _sides(input: Any, other: Any) -> tuple[Convolution, Node] | None:
+    """A convolution and a shortcut, if that is what they are; of two convolutions, the one to which fewer layers lead is the shortcut."""
+    if not (isinstance(input, Tensor) and isinstance(other, Tensor)) or input.shape != other.shape:
         return None
-    if input.shape != other.shape or input.device != other.device or not other.is_floating_point():
+    if input.dtype != other.dtype or input.device != other.device or type(other) not in (Tensor, nn.Parameter, Deferred):
         return None
-    sides = [(node_of(t), t) for t in (input, other)]
-    sides.sort(key=lambda side: _depth(side[0]), reverse=True)
-    (conv, first), (shortcut, second) = sides
-    return (Sum(conv, shortcut), (first, second)) if _depth(conv) else None
+    conv, shortcut = sorted((node_of(input), node_of(other)), key=_depth, reverse=True)
+    return (conv, shortcut) if _depth(conv) and conv.moment == Moment.now() else None
 
 
 def _depth(node: Node) -> int:
@@ -237,6 +253,22 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
     return NotImplemented if training and p else input
 
 
+def _weights_come_and_go() -> bool:
+    """Whether modules of this process are sharded (fully_shard): their weights are there only while they are called."""
+    states = sys.modules.get("torch.distributed._composable_state")
+    return states is not None and len(states._module_state_mapping) > 0
+
+
+def _tells(func: Callable[..., Any]) -> Callable[..., Any]:
+    """func, which needs no data, of a Deferred; of its tensor, which may have been given another shape in place, where there is one."""
+
+    def told(deferred: Tensor, *args: Any, **kwargs: Any) -> Any:
+        written = type(deferred) is Deferred and isinstance(deferred.node, Value)
+        return func(deferred.node.tensor if written else deferred, *args, **kwargs)
+
+    return told
+
+
 _T = torch.Tensor
 METADATA = frozenset(
     [getattr(_T, name).__get__ for name in ("shape", "dtype", "device", "layout", "ndim", "requires_grad", "is_cuda", "is_meta", "is_leaf")]
@@ -245,7 +277,7 @@ METADATA = frozenset(
 )
 HANDLERS: dict[Any, Callable[..., Any]] = {
     # What a Deferred tells of itself.
-    **{func: func for func in METADATA},
+    **{func: _tells(func) for func in METADATA},
     **dict.fromkeys((F.relu, torch.relu, _T.relu), _relu),
     **dict.fromkeys((F.relu_, torch.relu_, _T.relu_), lambda input: _relu(input, True)),
     torch.conv2d: _conv2d,
@@ -253,8 +285,7 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     _T.add_: _add_in_place,
     F.dropout: _dropout,
 }
-# What is asked of a tensor to change it later, or to be told of its gradient.
-WATCHERS = frozenset(
-    ("register_hook", "register_post_accumulate_grad_hook", "retain_grad", "__setitem__", "numpy", "data_ptr", "__dlpack__")
-)
+# What is asked of a tensor to be told of its gradient, or to change it later.
+HOOKS = frozenset(("register_hook", "retain_grad", "register_post_accumulate_grad_hook"))
+WATCHERS = HOOKS | {"__setitem__", "numpy", "data_ptr", "__dlpack__"}
 SETTERS = frozenset((_T.data.__get__, _T.data.__set__, _T.requires_grad.__set__))

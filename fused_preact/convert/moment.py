@@ -27,6 +27,8 @@ class Moment(NamedTuple):
     @contextlib.contextmanager
     def again(self) -> Iterator[None]:
         """Go back to it. A region of checkpointed code, say, must not save what was called before it began."""
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise RuntimeError("fused_preact: a fused result was first used inside a torch.func transform (vmap, grad, ...): use it before")
         hidden = []
         while not self.watched and (pair := _hooks._top_saved_tensors_default_hooks(False)) is not None:
             hidden.append(pair)

@@ -4,7 +4,7 @@ Data is computed once it is needed, by the primitives and without autograd. Hist
 the layers of a residual unit, called one by one, become one Function (`sums.py`).
 
 A node has `tensor`, the result if it is there; real(), the result with its history; data(), without it; vjp, how a gradient goes on
-where the deferred tensor itself went into a graph (`deferred.py`).
+where the deferred tensor itself went into a graph (`deferred.py`); fused, whether a fused function has read it: hooks would come too late.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,15 @@ def version_of(t: Tensor) -> int | None:
     return None if t.is_inference() else t._version
 
 
+def as_it_is(t: Tensor | None) -> Tensor | None:
+    """t, without history if it needs no gradient now: later it might."""
+    return t if t is None or t.requires_grad else t.detach()
+
+
 class Value:
     """A tensor that exists."""
+
+    fused = False
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
@@ -41,6 +48,9 @@ class Value:
 
     def data(self) -> Tensor:
         return self.tensor.detach()
+
+    def vjp(self, grad: Tensor, need: Sequence[bool]) -> Grads:
+        return (grad,)
 
 
 class Norm(NamedTuple):
@@ -80,6 +90,8 @@ class Norm(NamedTuple):
 
 class Activation:
     """z = bn(x), or relu(bn(x))."""
+
+    fused = False
 
     def __init__(self, norm: Norm, relu: bool) -> None:
         self.norm, self.relu, self.moment = norm, relu, Moment.now()
@@ -121,12 +133,14 @@ class Activation:
 class Convolution:
     """y = conv2d(z, weight) + bias of an activation z that is never written."""
 
+    fused = False
+
     def __init__(self, norm: Norm, relu: bool, weight: Tensor, bias: Tensor | None, conv: Conv) -> None:
         # Its own: what becomes of the activation that others hold is not its business.
         self.activation = Activation(norm, relu)
-        self.weight, self.bias, self.conv = weight, bias, conv
+        self.weight, self.bias, self.conv = as_it_is(weight), as_it_is(bias), conv
         self.dtype, self.moment = autocast_dtype(norm.x), Moment.now()
-        self.weight_version = version_of(weight)
+        self.versions = self._versions()
         self.out_shape = conv_out_shape(norm.x.shape, weight.shape, *conv[:3])
         self.used: Tensor | None = None
         self.tensor: Tensor | None = None
@@ -140,15 +154,22 @@ class Convolution:
     def layer(self) -> Layer:
         return self.activation.norm.layer._replace(conv=self.conv, relu=self.activation.relu)
 
+    def _versions(self) -> tuple[int | None, ...]:
+        return version_of(self.weight), None if self.bias is None else version_of(self.bias), self.weight.untyped_storage().nbytes()
+
+    def check(self) -> None:
+        """Refuse to go on if a tensor is not what it was at the call."""
+        self.activation.norm.check()
+        if self._versions() != self.versions:
+            raise RuntimeError(
+                f"fused_preact: the weight or bias of a convolution, weight of shape {tuple(self.weight.shape)}, was changed in place or "
+                "given back before the result was first used: use it before, or call fused_preact.unfuse on this part of the network"
+            )
+
     def run(self, residual: Tensor | None, want_stats: bool) -> tuple[Tensor, Tensor | None]:
         """y + residual, and its statistics if wanted, without history."""
         norm = self.activation.norm
-        norm.check()
-        if version_of(self.weight) != self.weight_version:
-            raise RuntimeError(
-                f"fused_preact: a convolution's weight, shape {tuple(self.weight.shape)}, was changed in place before its result was first "
-                "used, such as by an optimizer's step: use the result before"
-            )
+        self.check()
         with torch.no_grad():
             self.used = self.weight if self.dtype is None else self.weight.to(self.dtype)
             bias = self.bias if self.dtype is None or self.bias is None else self.bias.to(self.dtype)
@@ -158,7 +179,7 @@ class Convolution:
     def record(self, y: Tensor, residual: Tensor | None) -> Tensor:
         """y, which `run` computed, with its history."""
         norm = self.activation.norm
-        norm.check()
+        self.check()
         call = Call(self.layer, False, self.dtype, norm.group, norm.insisted, Done(norm.bn, self.used, y))
         inputs = (norm.input(), None, norm.gamma, norm.beta, None, None, None, self.weight, self.bias, residual)
         return BNReLUConv2d.apply(call, *inputs)[0]

@@ -11,8 +11,8 @@ from torch.overrides import TorchFunctionMode
 from fused_preact.backends import insisted
 from fused_preact.backends.records import Layer
 from fused_preact.convert.deferred import Deferred, activation, hide_from_compiler, node_of
-from fused_preact.convert.nodes import Activation, Convolution, Norm, version_of
-from fused_preact.convert.sums import Sum
+from fused_preact.convert.nodes import Activation, Convolution, Norm, as_it_is, version_of
+from fused_preact.convert.sums import statistics_of
 from fused_preact.functional import Group, checks
 from fused_preact.functional.context import gather
 from fused_preact.modules.children import any_global_hook, has_hooks, norm_arguments
@@ -52,7 +52,7 @@ def _revived(make: Any, original: type[nn.Module], *args: Any) -> nn.Module:
 
 @functools.cache
 def fused_class(original: type[nn.Module]) -> type[nn.Module]:
-    """`original` with FusedNorm in front."""
+    """`original` with FusedNorm in front. Of the same module, by which torch.fx knows whose forward not to trace."""
     hide_from_compiler()
     return type(
         f"Fused{original.__name__}", (FusedNorm, original), {"original": original, "__module__": __name__, "__doc__": FusedNorm.__doc__}
@@ -121,18 +121,25 @@ def normed(
     with torch.no_grad():
         run = backend_for(data, None, None, insisted())
         bn = layer_bn(run, layer, data, stats, bn_weight, bn_bias, buffers, gather(process_group))
-    found = Norm(norm, origin, data, source, version_of(data), bn, bn_weight, bn_bias, layer, process_group, insisted())
+    if not torch.is_grad_enabled():
+        # Whoever uses the result, with gradients or without, gets none through it.
+        origin, source, data = (data.detach(), None, data.detach())
+        bn_weight, bn_bias = (None if t is None else t.detach() for t in (bn_weight, bn_bias))
+    affine = as_it_is(bn_weight), as_it_is(bn_bias)
+    found = Norm(norm, origin, data, source, version_of(data), bn, *affine, layer, process_group, insisted())
     return activation(Activation(found, False))
 
 
 def _input(x: Tensor, want_stats: bool) -> tuple[Tensor, Tensor, Convolution | None, Tensor | None]:
     """Of a norm's argument: itself, its data, the convolution that computed them if it has not recorded it, and their statistics."""
     if type(x) is not Deferred:
-        return x, x, None, None
-    node, stats = node_of(x), None
-    if isinstance(node, Convolution | Sum):
+        return x, x, None, statistics_of(x)
+    node = node_of(x)
+    node.fused = True
+    if isinstance(node, Convolution):
         data, stats = node.computed(want_stats)
-        if isinstance(node, Convolution) and not node.recorded and node.depth < LONGEST_UNIT:
+        if not node.recorded and node.depth < LONGEST_UNIT:
             return x, data, node, stats
+        return data, node.real(), None, stats
     data = node.real()
-    return data, data, None, stats
+    return data, data, None, statistics_of(data)

@@ -1,54 +1,36 @@
 """A convolution and a shortcut, added before they are written; and where both begin at one norm, the residual unit that they are."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from fused_preact.backends.records import Unit
 from fused_preact.convert import events
-from fused_preact.convert.moment import Moment
-from fused_preact.convert.nodes import Activation, Convolution, Grads, Norm, Value
+from fused_preact.convert.nodes import Activation, Convolution, Norm, Value, version_of
 from fused_preact.functional.preact_unit import Chain, PreActUnits, UnitDone
 
+Node = Value | Activation | Convolution
 
-class Sum:
-    """conv + shortcut."""
-
-    def __init__(self, conv: Convolution, shortcut: "Node") -> None:
-        self.conv: Convolution | None = conv
-        self.shortcut: Node | None = shortcut
-        self.moment = Moment.now()
-        self.tensor: Tensor | None = None
-
-    def computed(self, want_stats: bool = False) -> tuple[Tensor, Tensor | None]:
-        """The sum with its history; its statistics if they are wanted and it had not been computed before."""
-        stats = None
-        if self.tensor is None:
-            with self.moment.again():
-                if self.conv.tensor is None and self.conv.moment == self.moment:
-                    y, stats = self.conv.run(self.shortcut.data(), want_stats)
-                    self.tensor = self._record(y)
-                else:
-                    self.tensor = self.conv.real() + self.shortcut.real()
-            # Otherwise the activations of all units would live until the last.
-            self.conv = self.shortcut = None
-        return self.tensor, stats
-
-    def real(self) -> Tensor:
-        return self.computed()[0]
-
-    def data(self) -> Tensor:
-        return self.real().detach()
-
-    def vjp(self, dy: Tensor, need: tuple[bool, bool]) -> Grads:
-        """Gradients of the convolution's result and of the shortcut."""
-        return [dy if wanted else None for wanted in need]
-
-    def _record(self, y: Tensor) -> Tensor:
-        layers = layers_of_unit(self.conv, self.shortcut)
-        return record_unit(y, layers, self.shortcut) if layers else self.conv.record(y, self.shortcut.real())
+# Statistics of sums, which the norm behind wants; and how often the sum had been changed when they were taken.
+_statistics: Any = WeakTensorKeyDictionary()
 
 
-Node = Value | Activation | Convolution | Sum
+def statistics_of(t: Tensor) -> Tensor | None:
+    """The statistics of a tensor that `add_shortcut` gave, if it is what it was."""
+    stats, version = _statistics.get(t, (None, None))
+    return stats if version == version_of(t) else None
+
+
+def add_shortcut(conv: Convolution, shortcut: Node) -> Tensor:
+    """conv + shortcut, a residual unit if it is one. Now, and not when it is used: the shortcut may be changed until then."""
+    y, stats = conv.run(shortcut.data(), conv.layer.batch)
+    layers = layers_of_unit(conv, shortcut)
+    y = record_unit(y, layers, shortcut) if layers else conv.record(y, shortcut.real())
+    if stats is not None:
+        _statistics[y] = stats, version_of(y)
+    return y
 
 
 def layers_of_unit(last: Convolution, shortcut: Node) -> list[Convolution]:
@@ -62,7 +44,7 @@ def layers_of_unit(last: Convolution, shortcut: Node) -> list[Convolution]:
     norms = [layer.activation.norm for layer in layers]
     alike = {(layer.dtype, layer.moment, norm.insisted) for layer, norm in zip(layers, norms, strict=True)}
     groups = {norm.group for norm in norms if norm.layer.batch}
-    plain = all(layer.bias is None for layer in layers) and not any(norm.changed() for norm in norms)
+    plain = all(layer.bias is None for layer in layers)
     return layers if plain and len(alike) == 1 and len(groups) <= 1 else []
 
 
@@ -82,6 +64,9 @@ def _is_projection(shortcut: Node, layer: Convolution) -> bool:
 def record_unit(y: Tensor, layers: list[Convolution], shortcut: Node) -> Tensor:
     """y of a unit whose layers were computed one by one, with the unit as its history."""
     events.tell_unit(layers)
+    for layer in layers:
+        layer.check()
+        layer.fused = True
     norms = [layer.activation.norm for layer in layers]
     projection = shortcut if _is_projection(shortcut, layers[0]) else None
     kind = ("identity", False, None) if projection is None else ("projection", True, projection.conv)

@@ -89,7 +89,7 @@ def norm_arguments(bn: nn.BatchNorm2d) -> dict[str, Any]:
 
 def sync_group(bn: nn.Module | None) -> Group | None:
     """The processes that a SyncBatchNorm in training shares its batch statistics with; None for any other norm."""
-    if type(bn) is not nn.SyncBatchNorm or not bn.training:
+    if not isinstance(bn, nn.SyncBatchNorm) or not bn.training:
         return None
     dist = torch.distributed
     if not (dist.is_available() and dist.is_initialized()):
