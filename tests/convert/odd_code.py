@@ -33,7 +33,7 @@ def view_changed(m, x):
     return backward(m.layer(2, y))
 
 
-@scene("the view is of a norm's result", open="ReLU in place makes a new activation, and the view does not see it")
+@scene("the view is of a norm's result")
 def view_sees_relu_in_place(m, x):
     z = m.bn1(m.stem(x))
     half = z[:, :4]
@@ -87,7 +87,7 @@ def changed_in_inference_mode(m, x):
         return y.clone()
 
 
-@scene("ReLU twice, the second result changed", open="ReLU of a ReLU returns the same tensor, not another")
+@scene("ReLU twice, the second result changed")
 def relu_of_relu(m, x):
     with torch.no_grad():
         r = F.relu(m.bn1(m.stem(x)))
@@ -95,7 +95,7 @@ def relu_of_relu(m, x):
         return r, m.conv1(r)
 
 
-@scene("the shortcut is changed after the sum", open="the shortcut is read when the sum is used, and nobody looks whether it changed")
+@scene("the shortcut is changed after the sum")
 def shortcut_changed(m, x):
     h = m.stem(x)
     shortcut = h.clone()
@@ -104,15 +104,7 @@ def shortcut_changed(m, x):
     return backward(y)
 
 
-@scene("the bias is changed before the result is used", open="only the weight is looked at")
-def bias_changed(m, x):
-    y = m.biased(F.relu(m.bn1(m.stem(x))))
-    with torch.no_grad():
-        m.biased.bias.add_(2)
-    return y * 1
-
-
-@scene("shapes changed in place", open="the deferred tensor keeps the shape it had")
+@scene("shapes changed in place")
 def unsqueezed_in_place(m, x):
     y = m.layer(1, m.stem(x))
     y.unsqueeze_(0)
@@ -168,7 +160,7 @@ def other_additions(m, x):
     return backward((1 + y) * (m.layer(2, h) + h.mean((2, 3), keepdim=True)) - torch.add(h, m.layer(3, h), alpha=0.1))
 
 
-@scene("float64 + float32", open="the cpu backend reads the float32 residual as float64, past its end")
+@scene("float64 + float32")
 def narrower_shortcut(m, x):
     h = m.stem(x)
     return backward(m.layer(1, h) + h.float())

@@ -32,9 +32,7 @@ def nothing(m, x):
     return y, y.requires_grad
 
 
-@scene(
-    "frozen while it is called, not while the result is used (GANs)", open="requires_grad is that of the moment at which the result is used"
-)
+@scene("frozen while it is called, not while the result is used (GANs)")
 def frozen_for_the_call(m, x):
     m.requires_grad_(False)
     y = m.layer(1, m.stem(x))
@@ -52,7 +50,7 @@ def no_grad_part(m, x):
     return backward(m.layer(3, h) + y * s)
 
 
-@scene("a norm without gradients, a convolution with them: a frozen backbone", open="the convolution sends gradients through the norm")
+@scene("a norm without gradients, a convolution with them: a frozen backbone")
 def no_grad_norm(m, x):
     with torch.no_grad():
         z = m.bn1(m.stem(x))
@@ -77,7 +75,7 @@ def looked_at(m, x):
     return backward(m.layer(3, s) + a), *looks
 
 
-@scene("changed in place under no_grad, which autograd does not see", open="the history goes: the result has no gradient, or another's")
+@scene("changed in place under no_grad, which autograd does not see")
 def changed_under_no_grad(m, x):
     z = m.bn1(m.stem(x))
     with torch.no_grad():
@@ -115,13 +113,6 @@ def some_parameters(m, x):
     return torch.autograd.grad(m(x).square().sum(), [m.bn2.weight, m.conv1.weight])
 
 
-@scene("the gradient of an inner result, after it went on", open="it is part of the unit: None")
-def gradient_of_an_inner_result(m, x):
-    h = m.stem(x)
-    a = m.layer(1, h)
-    return torch.autograd.grad((m.layer(2, a) + h).square().sum(), [a], allow_unused=True)
-
-
 @scene("the gradient of an inner result that asked for it")
 def retain_grad(m, x):
     h = m.stem(x)
@@ -145,15 +136,7 @@ def tensor_hooks(m, x):
     return backward(b + h)
 
 
-@scene("a hook on an activation that went on", open="it is part of the convolution: never called")
-def late_hook(m, x):
-    z = F.relu(m.bn1(m.stem(x)))
-    y = m.conv1(z)
-    z.register_hook(lambda g: g * 2)
-    return backward(y)
-
-
-@scene("a hook, and then somebody's Function", open="AttributeError: 'Value' object has no attribute 'vjp'")
+@scene("a hook, and then somebody's Function")
 def hook_then_function(m, x):
     y = m.layer(1, m.stem(x))
     y.register_hook(lambda g: g * 2)
@@ -187,7 +170,7 @@ def function_in_place(m, x):
     return backward(m.conv2(F.relu(z)))
 
 
-@scene("in-place functions return their argument", open="they return another tensor, of the same memory")
+@scene("in-place functions return their argument")
 def returned_in_place(m, x):
     y = m.layer(1, m.stem(x))
     return y.mul_(2) is y, backward(y)

@@ -30,20 +30,17 @@ class Parts(nn.Module):
 
 
 class Scene(NamedTuple):
-    """open: what is known to be wrong yet."""
-
     id: str
     why: str
     run: Callable[[Parts, Tensor], Any]
-    open: str | None
 
 
 class Scenes(list[Scene]):
     """A list that functions are put in by a decorator."""
 
-    def __call__(self, why: str, open: str | None = None) -> Callable:
+    def __call__(self, why: str) -> Callable:
         def add(run: Callable[[Parts, Tensor], Any]) -> Callable[[Parts, Tensor], Any]:
-            self.append(Scene(run.__name__.replace("_", "-"), why, run, open))
+            self.append(Scene(run.__name__.replace("_", "-"), why, run))
             return run
 
         return add

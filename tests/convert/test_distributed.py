@@ -15,18 +15,10 @@ WHY = {
     "ddp-unused": "the graph is searched from the result",
     "fsdp-whole": "weights are sharded, and whole in forward and backward only",
     "fsdp-whole-resharded": "the network gives its weights back, and its result is that of a fused convolution",
-    "fsdp-units-with-hook": "units give their weights back after forward: as documented, with a hook that has the result computed before",
-    "fsdp-units": "without the hook",
+    "fsdp-units": "units give their weights back after forward",
     "fsdp-units-kept": "units keep their weights; results get hooks and go through torch's Functions",
     "sync": "SyncBatchNorm, fused: statistics of both processes",
     "sync-uneven": "batches of different sizes",
-}
-OPEN = {
-    "fsdp-whole-resharded": "a result that leaves its module uncomputed finds the weights gone",
-    "fsdp-units": "the same",
-    "fsdp-units-kept": "AttributeError: 'Value' object has no attribute 'vjp', where a result with a hook goes through a Function",
-    "sync": "sync_group wants the very class nn.SyncBatchNorm: each process has its own statistics",
-    "sync-uneven": "as sync",
 }
 
 
@@ -46,8 +38,6 @@ def outcomes(tmp_path_factory, pytestconfig):
     return [json.loads((folder / f"outcomes{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.xfail(reason=OPEN[name])] if name in OPEN else [], id=name) for name in WHY]
-)
+@pytest.mark.parametrize("name", WHY)
 def test_as_unfused(name, outcomes):
     assert [outcome[name] for outcome in outcomes] == ["", ""]
