@@ -16,8 +16,6 @@ from tests.testing.snippets import PAGES, ROOT, snippets
 
 WITH_CODE = [page for page in PAGES if any(s.file is None for s in snippets(page))]
 PROGRAMS = [s for page in PAGES for s in snippets(page) if s.file]
-# Known to be wrong yet.
-OPEN = {"ddp.py": "fused SyncBatchNorms share no statistics: sync_group wants the very class nn.SyncBatchNorm"}
 RUNNERS = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
 
 
@@ -34,9 +32,7 @@ def test_code_runs(page, monkeypatch):
             snippet.run(vars(module))
 
 
-@pytest.mark.parametrize(
-    "program", [pytest.param(s, id=s.file, marks=[pytest.mark.xfail(reason=OPEN[s.file])] if s.file in OPEN else []) for s in PROGRAMS]
-)
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda s: s.file)
 def test_program_runs(program, tmp_path):
     """By the command that the page gives."""
     assert program.command, f"{program.page.name} does not say how {program.file} is run"

@@ -163,12 +163,9 @@ class Convolution:
         return self.activation.norm.layer._replace(conv=self.conv, relu=self.activation.relu)
 
     def _versions(self) -> tuple[int | None, ...]:
-        return (
-            version_of(self.weight),
-            None if self.bias is None else version_of(self.bias),
-            self.weight.data_ptr(),
-            self.weight.untyped_storage().nbytes(),
-        )
+        weight, bias = self.weight, self.bias
+        memory = weight.data_ptr(), weight.untyped_storage().nbytes()
+        return version_of(weight), None if bias is None else version_of(bias), *memory
 
     def check(self) -> None:
         """Refuse to go on if a tensor is not what it was at the call."""

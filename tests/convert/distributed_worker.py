@@ -52,11 +52,9 @@ def check_wrapped(rank: int, wrap: Callable[[nn.Sequential], nn.Module]) -> None
         torch.testing.assert_close(b, a)
 
 
-def by_units(hook: Callable[..., Any] | None = None, **options: Any) -> Callable[[nn.Sequential], nn.Module]:
+def by_units(**options: Any) -> Callable[[nn.Sequential], nn.Module]:
     def wrap(model: nn.Sequential) -> nn.Module:
         for unit in model[1:4]:
-            if hook is not None:
-                unit.register_forward_hook(hook)
             fully_shard(unit, **options)
         return fully_shard(model, **options)
 
@@ -86,7 +84,6 @@ CHECKS: dict[str, Callable[[int], None]] = {
     "ddp-unused": lambda rank: check_wrapped(rank, lambda m: DistributedDataParallel(m, find_unused_parameters=True)),
     "fsdp-whole": lambda rank: check_wrapped(rank, fully_shard),
     "fsdp-whole-resharded": lambda rank: check_wrapped(rank, lambda m: fully_shard(m, reshard_after_forward=True)),
-    "fsdp-units-with-hook": lambda rank: check_wrapped(rank, by_units(lambda module, args, y: y.view_as(y))),
     "fsdp-units": lambda rank: check_wrapped(rank, by_units()),
     "fsdp-units-kept": lambda rank: check_wrapped(rank, by_units(reshard_after_forward=False)),
     "sync": lambda rank: check_sync(rank, (4, 4)),

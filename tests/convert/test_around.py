@@ -54,7 +54,7 @@ class Blocks(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         for block in self.blocks:
-            x = block(x) + x
+            x = block(x)
         return x
 
 
