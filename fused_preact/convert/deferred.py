@@ -20,7 +20,7 @@ from fused_preact.backends.records import Conv
 from fused_preact.convert import events
 from fused_preact.convert.moment import Moment
 from fused_preact.convert.nodes import Activation, Convolution, Value
-from fused_preact.convert.statistics import remember, taken
+from fused_preact.convert.statistics import remember_parts
 from fused_preact.convert.sums import Node, add_shortcut
 from fused_preact.functional.context import autocast_dtype
 
@@ -256,9 +256,9 @@ def _cat(tensors: Any, dim: int = 0, *, out: Tensor | None = None) -> Any:
     stats = [node.computed(True)[1] if isinstance(node, Convolution) else None for node in nodes]
     parts = [node.real() for node in nodes]
     result = torch.cat(parts, dim)
-    if len({(t.dtype, t.device, t.dim()) for t in parts}) == 1 and result.dim() == 4:
+    if result.dim() == 4 and len({(t.dtype, t.device) for t in parts}) == 1:
         with torch.no_grad():
-            remember(result, torch.cat([own if own is not None else taken(t) for own, t in zip(stats, parts, strict=True)], 2))
+            remember_parts(result, parts, stats)
     return result
 
 

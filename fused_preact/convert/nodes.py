@@ -195,22 +195,24 @@ class Convolution:
         return BNReLUConv2d.apply(call, *inputs)[0]
 
     def computed(self, want_stats: bool = False) -> tuple[Tensor, Tensor | None]:
-        """y, without history where nobody has taken it, and its statistics if they are known."""
+        """y, without history where nobody has taken it; to the first who asks its statistics, if they were wanted when it was computed."""
         if self.tensor is None:
             self.tensor, self.stats = self.run(None, want_stats)
             self.version = version_of(self.tensor)
-        return self.tensor, self.stats if version_of(self.tensor) == self.version else None
+        stats, self.stats = self.stats if version_of(self.tensor) == self.version else None, None
+        return self.tensor, stats
 
     def real(self) -> Tensor:
-        y, _ = self.computed()
+        if self.tensor is None:
+            self.computed()
         if self.moment.grad and not self.recorded:
             with self.moment.again():
-                self.tensor = self.record(y, None)
+                self.tensor = self.record(self.tensor, None)
             self.recorded = True
         return self.tensor
 
     def data(self) -> Tensor:
-        return self.computed()[0].detach()
+        return (self.computed()[0] if self.tensor is None else self.tensor).detach()
 
     def vjp(self, dy: Tensor, need: Sequence[bool]) -> Grads:
         """Gradients of z, weight and bias."""

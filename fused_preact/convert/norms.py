@@ -13,7 +13,7 @@ from fused_preact.backends.records import Layer
 from fused_preact.convert.deferred import Deferred, activation, hide_from_compiler, node_of
 from fused_preact.convert.moment import transformed
 from fused_preact.convert.nodes import Activation, Convolution, Norm, as_it_is, version_of
-from fused_preact.convert.statistics import taken
+from fused_preact.convert.statistics import statistics_of
 from fused_preact.functional import Group, checks
 from fused_preact.functional.context import gather
 from fused_preact.modules.children import any_global_hook, has_hooks, norm_arguments
@@ -121,7 +121,7 @@ def normed(
     with torch.no_grad():
         run = backend_for(data, None, None, insisted())
         if batch and stats is None:
-            stats = taken(data)
+            stats = statistics_of(data)
         bn = layer_bn(run, layer, data, stats, bn_weight, bn_bias, buffers, gather(process_group))
     affine = as_it_is(bn_weight), as_it_is(bn_bias)
     found = Norm(norm, origin, data, source, version_of(data), bn, *affine, layer, process_group, insisted())

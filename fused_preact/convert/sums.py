@@ -17,7 +17,8 @@ def add_shortcut(conv: Convolution, shortcut: Node) -> Tensor:
     y, stats = conv.run(shortcut.data(), conv.layer.batch)
     layers = layers_of_unit(conv, shortcut)
     y = record_unit(y, layers, shortcut) if layers else conv.record(y, shortcut.real())
-    remember(y, stats)
+    if stats is not None:
+        remember(y, stats)
     return y
 
 
