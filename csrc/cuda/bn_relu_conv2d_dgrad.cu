@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_dgrad_
 }
 
 // Of the shapes of fused_preact/backends/cuda/tiles.py, the one of this tile.
-template <class Body>
+template <class T, class Body>
 void with_shape(const BnReluConv2dBwd& args, Body&& body) {
     const ConvTile& tile = args.dgrad;
     const bool many = args.conv.k > tile.slab, wgrad = args.wgrad.parts > 0 && args.wgrad.pixels == 0;
@@ -137,18 +137,18 @@ void with_shape(const BnReluConv2dBwd& args, Body&& body) {
     };
     auto both = [&](auto shape) { return is(shape, std::true_type{}); };
     auto dgrad = [&](auto shape) { return is(shape, std::false_type{}); };
-    both(FlatGradShape<128, 64, 16, false, 4, 1, 3>{}) || both(FlatGradShape<64, 128, 32, false, 4, 1, 2>{}) || both(FlatGradShape<128, 16, 64, false, 4, 1, 3>{}) ||
-        both(FlatGradShape<128, 32, 128, false, 2, 4, 2>{}) || dgrad(FlatGradShape<128, 64, 16, false, 4, 1, 3>{}) ||
-        dgrad(FlatGradShape<64, 128, 32, false, 4, 1, 3>{}) || dgrad(FlatGradShape<128, 16, 64, false, 4, 1, 3>{}) ||
-        dgrad(FlatGradShape<128, 32, 128, false, 2, 4, 2>{}) || dgrad(FlatGradShape<64, 64, 64, false, 2, 2, 3>{}) ||
-        dgrad(FlatGradShape<64, 64, 64, true, 2, 2, 3>{}) || dgrad(FlatGradShape<64, 64, 128, false, 2, 2, 2>{}) ||
-        dgrad(FlatGradShape<64, 64, 128, true, 2, 2, 2>{}) || dgrad(FlatGradShape<64, 64, 256, false, 2, 4, 1>{});
+    both(FlatGradShape<T, 128, 64, 16, false, 4, 1, 3>{}) || both(FlatGradShape<T, 64, 128, 32, false, 4, 1, 2>{}) || both(FlatGradShape<T, 128, 16, 64, false, 4, 1, 3>{}) ||
+        both(FlatGradShape<T, 128, 32, 128, false, 2, 4, 2>{}) || dgrad(FlatGradShape<T, 128, 64, 16, false, 4, 1, 3>{}) ||
+        dgrad(FlatGradShape<T, 64, 128, 32, false, 4, 1, 3>{}) || dgrad(FlatGradShape<T, 128, 16, 64, false, 4, 1, 3>{}) ||
+        dgrad(FlatGradShape<T, 128, 32, 128, false, 2, 4, 2>{}) || dgrad(FlatGradShape<T, 64, 64, 64, false, 2, 2, 3>{}) ||
+        dgrad(FlatGradShape<T, 64, 64, 64, true, 2, 2, 3>{}) || dgrad(FlatGradShape<T, 64, 64, 128, false, 2, 2, 2>{}) ||
+        dgrad(FlatGradShape<T, 64, 64, 128, true, 2, 2, 2>{}) || dgrad(FlatGradShape<T, 64, 64, 256, false, 2, 4, 1>{});
 }
 
 template <class T>
 Status launch(const BnReluConv2dBwd& args, cudaStream_t stream) {
     Status status{"no kernel was compiled for the tile"};
-    with_shape(args, [&](auto shape, auto wgrad) {
+    with_shape<T>(args, [&](auto shape, auto wgrad) {
         using S = decltype(shape);
         static SharedMemoryLimit limit;
         status = launch_with_memory(bn_relu_conv2d_dgrad_kernel<T, S, wgrad()>, limit, args.target.device,

@@ -68,24 +68,24 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT)
 }
 
 // The shapes of fused_preact/backends/cuda/tiles.py.
-template <class Body>
+template <class T, class Body>
 void with_shape(const BnReluConv2dBwd& args, Body body) {
     const WindowKernels<true, Body> kernels{args.conv, args.dgrad, args.conv.k, body};
-    static_cast<void>(kernels.is_3x3(WindowGradShape<16, 16, 16, 16, false, 4, 1, 4>{}) ||
-        kernels.is_3x3(WindowGradShape<16, 16, 32, 32, false, 8, 1, 2>{}) ||
-        kernels.is_3x3(WindowGradShape<8, 8, 64, 32, false, 2, 2, 3>{}) ||
-        kernels.is_3x3(WindowGradShape<8, 8, 64, 64, false, 2, 4, 2>{}) ||
-        kernels.is_3x3(WindowGradShape<8, 16, 32, 64, true, 4, 2, 1>{}) ||
-        kernels.is_any(WindowGradShape<8, 16, 16, 32, false, 4, 1, 3>{}) ||
-        kernels.is_any(WindowGradShape<8, 16, 32, 32, false, 4, 1, 3>{}) ||
-        kernels.is_any(WindowGradShape<8, 16, 32, 64, false, 4, 2, 1>{}) ||
-        kernels.is_any(WindowGradShape<8, 16, 32, 64, true, 4, 2, 1>{}));
+    static_cast<void>(kernels.is_3x3(WindowGradShape<T, 16, 16, 16, 16, false, 4, 1, 4>{}) ||
+        kernels.is_3x3(WindowGradShape<T, 16, 16, 32, 32, false, 8, 1, 2>{}) ||
+        kernels.is_3x3(WindowGradShape<T, 8, 8, 64, 32, false, 2, 2, 3>{}) ||
+        kernels.is_3x3(WindowGradShape<T, 8, 8, 64, 64, false, 2, 4, 2>{}) ||
+        kernels.is_3x3(WindowGradShape<T, 8, 16, 32, 64, true, 4, 2, 1>{}) ||
+        kernels.is_any(WindowGradShape<T, 8, 16, 16, 32, false, 4, 1, 3>{}) ||
+        kernels.is_any(WindowGradShape<T, 8, 16, 32, 32, false, 4, 1, 3>{}) ||
+        kernels.is_any(WindowGradShape<T, 8, 16, 32, 64, false, 4, 2, 1>{}) ||
+        kernels.is_any(WindowGradShape<T, 8, 16, 32, 64, true, 4, 2, 1>{}));
 }
 
 template <class T>
 Status launch(const BnReluConv2dBwd& args, cudaStream_t stream) {
     Status status{"no kernel was compiled for the tile"};
-    with_shape(args, [&](auto shape, auto geometry) {
+    with_shape<T>(args, [&](auto shape, auto geometry) {
         using S = decltype(shape);
         const Window window = transposed_window_of(args.conv, S::HEIGHT, S::WIDTH);
         const int taken = S::bytes(args.conv.taps(), window.y.extent * window.x.extent);

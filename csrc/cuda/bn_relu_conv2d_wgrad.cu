@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_wgrad_
     };
     start(blockIdx.x);
     ThreadNorm<T> norm;
-    if (args.bn) norm.load(args.bn, args.bn_pitch, has_x ? x.channel(c) : 0);
+    if (args.bn) norm = ThreadNorm<T>(args.bn + (has_x ? x.channel(c) : 0), args.bn_pitch);
 
     WgradSums<S> sums{};
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_wgrad_
 }
 
 // Of the shapes of fused_preact/backends/cuda/wgrad_tiles.py, the one of this tile.
-template <class Body>
+template <class T, class Body>
 bool with_shape(const WgradTile& tile, Body&& body) {
     auto is = [&](auto shape) {
         using S = decltype(shape);
@@ -89,14 +89,14 @@ bool with_shape(const WgradTile& tile, Body&& body) {
         if (same) body(shape);
         return same;
     };
-    return is(FlatWgradShape<128, 16, 64, 1, 1, 4>{}) || is(FlatWgradShape<128, 64, 16, 1, 1, 4>{}) || is(FlatWgradShape<128, 32, 64, 1, 2, 2>{}) ||
-           is(FlatWgradShape<128, 64, 32, 2, 1, 2>{}) || is(FlatWgradShape<64, 64, 64, 2, 2, 1>{});
+    return is(FlatWgradShape<T, 128, 16, 64, 1, 1, 4>{}) || is(FlatWgradShape<T, 128, 64, 16, 1, 1, 4>{}) || is(FlatWgradShape<T, 128, 32, 64, 1, 2, 2>{}) ||
+           is(FlatWgradShape<T, 128, 64, 32, 2, 1, 2>{}) || is(FlatWgradShape<T, 64, 64, 64, 2, 2, 1>{});
 }
 
 template <class T, bool DEFERRED>
 Status launch(const BnReluConv2dBwd& args, cudaStream_t stream) {
     Status status{"no kernel was compiled for the tile"};
-    with_shape(args.wgrad, [&](auto shape) {
+    with_shape<T>(args.wgrad, [&](auto shape) {
         using S = decltype(shape);
         static SharedMemoryLimit limit;
         const dim3 blocks(args.wgrad.parts, (args.conv.k + S::K - 1) / S::K, (args.conv.c + S::C - 1) / S::C);

@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(S::THREADS* S::GROUPS, S::RESIDENT)
     const bool has_x = c < conv.c;
     const Prologue prologue = prologue_of(args.bn, args.relu);
     ThreadNorm<T> norm;
-    if (args.bn) norm.load(args.bn, args.bn_pitch, has_x ? c : 0);
+    if (args.bn) norm = ThreadNorm<T>(args.bn + (has_x ? c : 0), args.bn_pitch);
     const Taps taps(geometry, first_tap);
 
     WindowLoader<T, S, typename Taps::Geometry, uint4> x;
@@ -199,9 +199,9 @@ bool with_shape(const BnReluConv2dBwd& args, Body&& body) {
     };
     auto is_3x3 = [&](auto shape) { return is(shape, Type<Taps3x3<T, decltype(shape)>>{}, args.conv.dense_3x3()); };
     auto is_any = [&](auto shape) { return is(shape, Type<AnyTaps<T, decltype(shape)>>{}, !args.conv.dense_3x3()); };
-    return is_3x3(WindowWgradShape<32, 8, 16, 16, 9, 1, 1, 4>{}) || is_3x3(WindowWgradShape<16, 8, 32, 32, 9, 2, 2, 1>{}) ||
-           is_3x3(WindowWgradShape<8, 8, 32, 32, 9, 2, 2, 1>{}) || is_any(WindowWgradShape<8, 8, 32, 32, 9, 2, 2, 1>{}) ||
-           is_any(WindowWgradShape<8, 8, 64, 64, 1, 2, 2, 1>{});
+    return is_3x3(WindowWgradShape<T, 32, 8, 16, 16, 9, 1, 1, 4>{}) || is_3x3(WindowWgradShape<T, 16, 8, 32, 32, 9, 2, 2, 1>{}) ||
+           is_3x3(WindowWgradShape<T, 8, 8, 32, 32, 9, 2, 2, 1>{}) || is_any(WindowWgradShape<T, 8, 8, 32, 32, 9, 2, 2, 1>{}) ||
+           is_any(WindowWgradShape<T, 8, 8, 64, 64, 1, 2, 2, 1>{});
 }
 
 template <class T, bool DEFERRED>

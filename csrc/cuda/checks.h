@@ -32,8 +32,8 @@ inline bool impossible(const Axis& a) {
 }
 
 inline const char* impossible(const Conv& a, Dtype dtype) {
-    if (dtype == Dtype::float32) return "expected a dtype of 16 bits";
-    if (a.n < 1 || a.c < 8 || a.k < 8 || a.c % 8 || a.k % 8) return "expected a pixel, and channels in multiples of 8";
+    const int chunk = dtype == Dtype::float32 ? 4 : 8;
+    if (a.n < 1 || a.c < chunk || a.k < chunk || a.c % chunk || a.k % chunk) return "expected a pixel, and channels in whole chunks of 16 bytes";
     if (impossible(a.y) || impossible(a.x)) return "expected a kernel that fits the padded input, and the output that it gives";
     return nullptr;
 }
@@ -46,6 +46,7 @@ inline const char* impossible(const BnReluConv2dFwd& a) {
 }
 
 inline const char* impossible(const BnReluConv2dBwd& a) {
+    if (a.dtype == Dtype::float32) return "expected a dtype of 16 bits";
     if (const char* error = impossible(a.conv, a.dtype)) return error;
     const bool dx = a.emit == Emit::dx || a.emit == Emit::dx_sums, sums = a.emit == Emit::g || a.emit == Emit::sums || a.emit == Emit::dx_sums;
     if ((a.emit != Emit::none) != (a.dgrad.blocks > 0) || !!a.dweight != (a.wgrad.parts > 0)) return "expected a tile for each gradient that is wanted, and no other";

@@ -25,8 +25,8 @@ __device__ inline void multiply_slab(Accumulators<S>& sums, const char* slab, co
     const int lane = warp.lane;
     const uint32_t z = shared_address(slab), w = shared_address(weight);
 #pragma unroll
-    for (int step = 0; step < S::SLAB / 16; ++step) {
-        // Lanes 0-15 name the rows of a 16x16 tile's first 8 channels, the others those of the last 8.
+    for (int step = 0; step < In::CHUNKS / 2; ++step) {
+        // Lanes 0-15 name the rows of the first chunk of 16 rows, the others those of the second. Words of float32 are what mma wants of tf32.
         const uint32_t z_row = z + In::at(warp.pixel + lane % 16, 2 * step + lane / 16);
         const uint32_t w_row = w + In::at(warp.channel + lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2);
         uint32_t b[S::COLUMNS / 2][4];

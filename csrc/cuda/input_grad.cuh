@@ -91,12 +91,10 @@ struct InputGrad {
         using Thread = Walk<S::THREADS, S::PIXELS, S::Out::CHUNKS>;
         const Thread thread;
         // Defined in any case: else registers keep them from tile to tile.
-        Values<8> scale{}, shift{}, a{}, b{}, c{};
+        ThreadNorm<T> norm{};
+        Values<8> a{}, b{}, c{};
         const int existing = inside ? channel : 0;
-        if (MASKED && !Z) {
-            const Norm<T, 8> norm(reloaded(args.bn) + existing, args.bn_pitch);
-            scale = norm.scale, shift = norm.shift;
-        }
+        if (MASKED && !Z) norm = ThreadNorm<T>(reloaded(args.bn) + existing, args.bn_pitch);
         if (DX) {
             // dx = a*g + b*(x - mean) + c = a*g + (b*x + (c - b*mean))
             const float* const own = reloaded(args.coeffs) + existing;
@@ -112,7 +110,7 @@ struct InputGrad {
             uint4 g = *reinterpret_cast<const uint4*>(staged + at), raw{};
             if ((MASKED && !Z) || DX) raw = *reinterpret_cast<const uint4*>(x + at);
             if (MASKED) {
-                const uint4 own = Z ? *reinterpret_cast<const uint4*>(z + at) : activated<Prologue::norm_relu, T>(raw, scale, shift);
+                const uint4 own = Z ? *reinterpret_cast<const uint4*>(z + at) : activated<Prologue::norm_relu, T>(raw, norm);
                 g = {g.x & alive(own.x), g.y & alive(own.y), g.z & alive(own.z), g.w & alive(own.w)};
                 if (args.sums) *reinterpret_cast<uint4*>(staged + at) = g;
             }

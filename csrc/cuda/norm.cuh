@@ -9,8 +9,10 @@ namespace fused_preact::cuda {
 template <class T, int N>
 struct Norm {
     static constexpr bool CENTRED = sizeof(T) == 4;
+    static constexpr int VECTORS = CENTRED ? 3 : 2;  // that it reads
     Values<N> mean, scale, shift;
 
+    Norm() = default;
     // bn: the vectors of docs/design.md, `pitch` apart, from the first of these channels on.
     __device__ Norm(const float* bn, int64_t pitch) : mean(channels<N>(bn)), scale(channels<N>(bn + 2 * pitch)), shift(channels<N>(bn + 3 * pitch)) {
         if constexpr (!CENTRED)

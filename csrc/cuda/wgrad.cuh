@@ -10,7 +10,7 @@ namespace fused_preact::cuda {
 // A block computes K x C of the gradient, under TAPS taps. Each of its GROUPS of threads (threadIdx.y) takes HEIGHT x WIDTH output pixels at a time.
 // The warps of a group share out output channels (DOWN), input channels (ACROSS) and pixels (SHARES). A warp has ROWS tiles of 16 output
 // channels, COLUMNS of 8 input channels.
-template <int HEIGHT_, int WIDTH_, int K_, int C_, int TAPS_, int DOWN_, int ACROSS_, int SHARES_, int GROUPS_>
+template <class T, int HEIGHT_, int WIDTH_, int K_, int C_, int TAPS_, int DOWN_, int ACROSS_, int SHARES_, int GROUPS_>
 struct WgradShape {
     static constexpr int HEIGHT = HEIGHT_, WIDTH = WIDTH_, PIXELS = HEIGHT * WIDTH, K = K_, C = C_, TAPS = TAPS_;
     static constexpr int DOWN = DOWN_, ACROSS = ACROSS_, SHARES = SHARES_, GROUPS = GROUPS_;
@@ -18,7 +18,7 @@ struct WgradShape {
     static constexpr int RESIDENT = 2 / GROUPS;
     static constexpr int THREADS = 32 * DOWN * ACROSS * SHARES, ROWS = K / (16 * DOWN), COLUMNS = C / (8 * ACROSS);
     // Of dy.
-    using Out = Swizzled<K>;
+    using Out = Swizzled<T, K>;
     static constexpr int OUT_BYTES = PIXELS * Out::BYTES;
     // 16x8 sums of a warp; those of half the warps, on their way to the others.
     static constexpr int SUMS = TAPS * ROWS * COLUMNS, SUMS_BYTES = SHARES * GROUPS / 2 * DOWN * ACROSS * SUMS * 32 * 16;
@@ -27,14 +27,14 @@ struct WgradShape {
 };
 
 // Of a pointwise convolution, whose pixels are a list. Shared memory: dy, z.
-template <int PIXELS_, int K_, int C_, int DOWN_, int ACROSS_, int SHARES_>
-struct FlatWgradShape : WgradShape<1, PIXELS_, K_, C_, 1, DOWN_, ACROSS_, SHARES_, 1> {
-    using Base = WgradShape<1, PIXELS_, K_, C_, 1, DOWN_, ACROSS_, SHARES_, 1>;
+template <class T, int PIXELS_, int K_, int C_, int DOWN_, int ACROSS_, int SHARES_>
+struct FlatWgradShape : WgradShape<T, 1, PIXELS_, K_, C_, 1, DOWN_, ACROSS_, SHARES_, 1> {
+    using Base = WgradShape<T, 1, PIXELS_, K_, C_, 1, DOWN_, ACROSS_, SHARES_, 1>;
     // An operand, in the words of the loader.
     template <int CHANNELS>
     struct Operand {
         static constexpr int THREADS = Base::THREADS, PIXELS = PIXELS_, SLAB = CHANNELS;
-        using In = Swizzled<CHANNELS>;
+        using In = Swizzled<T, CHANNELS>;
     };
     using Dy = Operand<K_>;
     using X = Operand<C_>;
@@ -44,10 +44,10 @@ struct FlatWgradShape : WgradShape<1, PIXELS_, K_, C_, 1, DOWN_, ACROSS_, SHARES
 
 // Of a convolution that reads a window of pixels. Two groups add up to one part: parts are large. Shared memory: for each group dy and the window
 // of z; later sums of half the warps.
-template <int HEIGHT_, int WIDTH_, int K_, int C_, int TAPS_, int DOWN_, int ACROSS_, int SHARES_>
-struct WindowWgradShape : WgradShape<HEIGHT_, WIDTH_, K_, C_, TAPS_, DOWN_, ACROSS_, SHARES_, 2> {
-    using Base = WgradShape<HEIGHT_, WIDTH_, K_, C_, TAPS_, DOWN_, ACROSS_, SHARES_, 2>;
-    using In = Padded<C_>;
+template <class T, int HEIGHT_, int WIDTH_, int K_, int C_, int TAPS_, int DOWN_, int ACROSS_, int SHARES_>
+struct WindowWgradShape : WgradShape<T, HEIGHT_, WIDTH_, K_, C_, TAPS_, DOWN_, ACROSS_, SHARES_, 2> {
+    using Base = WgradShape<T, HEIGHT_, WIDTH_, K_, C_, TAPS_, DOWN_, ACROSS_, SHARES_, 2>;
+    using In = Padded<T, C_>;
     static constexpr bool MANY = false;
     static constexpr int WINDOW_AT = Base::OUT_BYTES;
     static_assert(Base::SUMS <= 18, "so many sums fit a warp's registers, beside the next tile");

@@ -225,7 +225,7 @@ __device__ inline void multiply_taps(Accumulators<S>& sums, const G& geometry, i
     const int next_rows = geometry.next_rows();
     geometry.each_tap(phase, [&](int offset, int tap) {
 #pragma unroll
-        for (int step = 0; step < S::SLAB / 16; ++step) {
+        for (int step = 0; step < S::In::CHUNKS / 2; ++step) {
             uint32_t b[S::COLUMNS / 2][4];
 #pragma unroll
             for (int j = 0; j < S::COLUMNS / 2; ++j) {

@@ -15,10 +15,12 @@ from fused_preact.backends.cuda.wgrad_tiles import (
 )
 from tests.cuda import test_bn_relu_conv2d_fwd as fwd
 from tests.cuda.kernels import nan, needs_simulator, run_all
-from tests.cuda.test_bn_relu_conv2d_fwd import EAGER, POINTWISE, WINDOWS, dtypes
+from tests.cuda.test_bn_relu_conv2d_fwd import EAGER, POINTWISE, WINDOWS
+from tests.testing.cases import name_of
 from tests.testing.numerics import assert_as_accurate
 
 pytestmark = needs_simulator
+dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name_of)
 NHWC, NCHW = torch.channels_last, torch.contiguous_format
 deferrals = pytest.mark.parametrize("deferred", [False, True], ids=["plain", "deferred"])
 

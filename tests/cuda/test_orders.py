@@ -48,7 +48,7 @@ def coeffs(config):
 def conv(dtype, slab, out, c, **how):
     def launch(config):
         given = test_bn_relu_conv2d_fwd.Given(dtype, c, out + 8, (3, 10, 13), **how)
-        y, stats, _ = given(tile_of(slab, out, c, 3), stats_tiles=4, config=config)
+        y, stats, _ = given(tile_of(slab, out, c, 3, dtype), stats_tiles=4, config=config)
         return [y, stats]
 
     return launch
@@ -85,6 +85,8 @@ KERNELS = {
     "conv-slabs": conv(torch.bfloat16, 64, 32, 136),
     "conv-many-slabs-fp16": conv(torch.float16, 64, 64, 272),
     "conv-eight-warps": conv(torch.float16, 32, 128, 32, residual=False),
+    "conv-float32": conv(torch.float32, 32, 64, 24),
+    "conv-float32-slabs": conv(torch.float32, 32, 32, 72),
     "conv-large-mean": conv(torch.bfloat16, 16, 64, 16, offset=50.0),
     "dgrad-flat": dgrad(torch.bfloat16, 40, 64, POINTWISE, True),
     "dgrad-flat-slabs": dgrad(torch.float16, 136, 136, POINTWISE, True),

@@ -41,7 +41,7 @@ def backends(kind: Kind, t: Tensors) -> tuple[str, str]:
     from fused_preact.backends.cuda.unit_plan import two_dgrads
 
     assert cuda.why_not_unit(kind.unit, case_of(kind, t)) is None
-    return "cuda", register_composed(two_dgrads(kind.unit, t.x.shape, t.params[2].shape))
+    return "cuda", register_composed(two_dgrads(kind.unit, t.x.shape, t.params[2].shape, t.x.dtype))
 
 
 # In autograd's Functions nobody differentiates: primitives are called, and not their operators.

@@ -56,13 +56,14 @@ class Axis(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A convolution of n images, c channels to k."""
+    """A convolution of n images, c channels to k, of elements of so many bytes."""
 
     n: int
     c: int
     k: int
     y: Axis
     x: Axis
+    itemsize: int = 2
 
     @property
     def taps(self) -> int:
@@ -93,9 +94,11 @@ class Shape(NamedTuple):
         return self.height * self.width
 
 
+Shapes = dict[tuple[int, int], Shape]
+
 # What csrc/cuda/bn_relu_conv2d_fwd.cu is compiled for, by input channels at a time and output channels. More of both would spill registers,
 # or leave no room for a second block.
-FLAT = {
+FLAT: Shapes = {
     (16, 16): Shape(1, 128, 4, 4),
     (16, 32): Shape(1, 128, 4, 4),
     (16, 64): Shape(1, 128, 4, 3),
@@ -107,6 +110,12 @@ FLAT = {
     (64, 32): Shape(1, 128, 4, 3, 3),
     (64, 64): Shape(1, 64, 4, 3, 3),
     (64, 128): Shape(1, 64, 4, 3, 2),
+}
+FLAT_FLOAT32: Shapes = {
+    (64, 16): Shape(1, 128, 4, 3),
+    (32, 32): Shape(1, 128, 4, 4, 3),
+    (16, 64): Shape(1, 128, 4, 3),
+    (32, 64): Shape(1, 64, 4, 4, 3),
 }
 # bn_relu_conv2d_fwd_window.cu: for 3x3 taps without stride and dilation, and for any.
 WINDOW_3X3 = {
@@ -120,6 +129,16 @@ WINDOW_ANY = {
     (16, 32): Shape(8, 16, 4, 4),
     (32, 32): Shape(8, 16, 4, 4),
     (32, 64): Shape(8, 16, 8, 2, 2),
+}
+WINDOW_3X3_FLOAT32 = {
+    (16, 16): Shape(16, 16, 8, 2),
+    (32, 32): Shape(16, 8, 8, 2),
+    (16, 32): Shape(8, 8, 4, 0, 3),
+    (16, 64): Shape(8, 8, 8, 0, 2),
+}
+WINDOW_ANY_FLOAT32 = {
+    (16, 32): Shape(8, 8, 4, 4, 4),
+    (16, 64): Shape(8, 8, 8, 2, 2),
 }
 # bn_relu_conv2d_dgrad_window.cu, by channels of dy at a time and channels of x.
 WINDOW_3X3_GRAD = {
@@ -181,12 +200,18 @@ def materialises(p: Problem) -> bool:
 
 
 def fwd_tile(p: Problem, tiles: int, device: Device) -> ConvTile | None:
-    """Of a forward convolution of 16-bit values, with at most `tiles` blocks along the pixels; None if no tile fits the device."""
-    return flat_fwd_tile(p.n * p.y.out * p.x.out, p.c, p.k, tiles, device) if p.pointwise else window_fwd_tile(p, tiles, device)
+    """Of a forward convolution, with at most `tiles` blocks along the pixels; None if no tile fits the device."""
+    return flat_fwd_tile(p.n * p.y.out * p.x.out, p.c, p.k, tiles, device, p.itemsize) if p.pointwise else window_fwd_tile(p, tiles, device)
 
 
-def flat_fwd_tile(pixels: int, c: int, k: int, tiles: int, device: Device) -> ConvTile | None:
+def flat_fwd_tile(pixels: int, c: int, k: int, tiles: int, device: Device, itemsize: int = 2) -> ConvTile | None:
     """Of a pointwise convolution."""
+    if itemsize == 4:
+        key = _key(FLAT_FLOAT32, c, k, lambda slab, out: flat_fwd_bytes(slab, out, c, 4), device)
+        if key is None:
+            return None
+        shape = FLAT_FLOAT32[key]
+        return _shared_out(shape, _parts(pixels, shape.pixels), *key, c, k, tiles, flat_fwd_bytes(*key, c, 4), device)
     slab = min(WIDEST_SLAB, max(16, _power_of_two(c)))
     outs = [out for own, out in FLAT if own == slab]
     out = next((out for out in outs if out >= k), outs[-1])
@@ -204,7 +229,7 @@ def window_fwd_tile(p: Problem, tiles: int, device: Device) -> ConvTile | None:
     """Of a convolution that is not pointwise."""
     if p.taps > MOST_TAPS or p.y.stride * p.x.stride > MOST_PHASES:
         return None
-    shapes = WINDOW_3X3 if p.dense_3x3 else WINDOW_ANY
+    shapes = window_shapes(p)
     key = _key(shapes, p.c, p.k, partial(window_fwd_bytes, p), device)
     if key is None:
         return None
@@ -272,18 +297,27 @@ def _shared_out(
     return ConvTile(shape.pixels, slab, out, _parts(pieces, _parts(pieces, most)), shared)
 
 
-def flat_fwd_bytes(slab: int, out: int, c: int) -> int:
-    """Slabs of z and of the weight (two of each if there are more to come), y, sums of each warp, scale and shift of every channel."""
-    shape, slabs = FLAT[slab, out], _parts(c, slab)
-    return min(2, slabs) * 2 * slab * (shape.pixels + out) + 2 * shape.pixels * out + shape.warps * 8 * out + 8 * slabs * slab
+def window_shapes(p: Problem) -> Shapes:
+    """Of a forward convolution that is not pointwise."""
+    if p.itemsize == 4:
+        return WINDOW_3X3_FLOAT32 if p.dense_3x3 else WINDOW_ANY_FLOAT32
+    return WINDOW_3X3 if p.dense_3x3 else WINDOW_ANY
+
+
+def flat_fwd_bytes(slab: int, out: int, c: int, itemsize: int = 2) -> int:
+    """Slabs of z and of the weight (two of each if there are more to come), y, sums of each warp, and what channels are normed by: scale and
+    shift, and of float32 the mean."""
+    shape, slabs = (FLAT_FLOAT32 if itemsize == 4 else FLAT)[slab, out], _parts(c, slab)
+    vectors = 4 * (3 if itemsize == 4 else 2) * slabs * slab
+    return itemsize * (min(2, slabs) * slab * (shape.pixels + out) + shape.pixels * out) + shape.warps * 8 * out + vectors
 
 
 def window_fwd_bytes(p: Problem, slab: int, out: int) -> int:
     """y, sums of each warp, a slab of the weight (two if there are more to come) under all taps, and one of the window."""
-    shape = (WINDOW_3X3 if p.dense_3x3 else WINDOW_ANY)[slab, out]
-    weight = p.taps * out * _padded(slab)
-    window = window_side(p.y, shape.height) * window_side(p.x, shape.width) * _padded(slab)
-    return 2 * shape.pixels * out + shape.warps * 8 * out + min(2, _parts(p.c, slab)) * weight + window
+    shape, row = window_shapes(p)[slab, out], _padded(slab, p.itemsize)
+    weight = p.taps * out * row
+    window = window_side(p.y, shape.height) * window_side(p.x, shape.width) * row
+    return p.itemsize * shape.pixels * out + shape.warps * 8 * out + min(2, _parts(p.c, slab)) * weight + window
 
 
 def flat_dgrad_bytes(slab: int, out: int, k: int, with_wgrad: bool) -> int:
@@ -320,9 +354,9 @@ def window_side(a: Axis, outputs: int) -> int:
     return (outputs - 1) * (a.stride // sample) + (a.kernel - 1) * a.dilation // sample + 1
 
 
-def _padded(channels: int) -> int:
+def _padded(channels: int, itemsize: int = 2) -> int:
     """Bytes of a row of chunks, an odd number of them."""
-    return (channels // 8 | 1) * CHUNK_BYTES
+    return (channels * itemsize // CHUNK_BYTES | 1) * CHUNK_BYTES
 
 
 def _parts(n: int, size: int) -> int:
