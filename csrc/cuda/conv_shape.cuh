@@ -20,13 +20,18 @@ struct Swizzled {
     static __device__ int place(int row) { return sizeof(T) == 2 || PLACES < 4 ? row : row % (PLACES / 2) * 2 + row / (PLACES / 2); }
 };
 
-// The same, by a chunk of padding: a shift of rows, as a tap is one, is a constant. It takes more memory.
-template <class T, int CHANNELS>
+// The same, by chunks of padding up to an odd number: a shift of rows, as a tap is one, is a constant. It takes more memory.
+template <class T, int CHANNELS, int PADDING = CHANNELS / PER_CHUNK<T> % 2 ? 0 : 1>
 struct Padded {
-    static constexpr int CHUNKS = CHANNELS / PER_CHUNK<T>, BYTES = (CHUNKS | 1) * 16;
+    static constexpr int CHUNKS = CHANNELS / PER_CHUNK<T>, BYTES = (CHUNKS + PADDING) * 16;
 
     static __device__ int at(int row, int chunk) { return row * BYTES + chunk * 16; }
 };
+
+// Of a weight whose rows are summed over. ldmatrix can't transpose float32: lanes load words of 4 rows x 8 columns, which two chunks of padding put
+// into 32 banks.
+template <class T, int CHANNELS>
+using SummedRows = std::conditional_t<sizeof(T) == 2, Padded<T, CHANNELS>, Padded<T, CHANNELS, 2>>;
 
 // A block computes HEIGHT x WIDTH pixels x OUT channels, from SLAB channels to be summed over at a time; MANY: there are more of them, and two
 // slabs in memory take turns. A warp has ROWS tiles of 16 pixels, COLUMNS of 8 channels.
@@ -82,7 +87,7 @@ struct FlatGradShape : BlockShape<T, 1, PIXELS_, SLAB_, OUT_, MANY_, WARPS_DOWN,
     using Base = BlockShape<T, 1, PIXELS_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_>;
     using In = Swizzled<T, SLAB_>;
     // A row for each channel of dy.
-    using Weight = Padded<T, OUT_>;
+    using Weight = SummedRows<T, OUT_>;
     static_assert(PIXELS_ * In::CHUNKS % Base::THREADS == 0 && Base::SUMS_BYTES <= 2 * Base::OUT_BYTES);
     static constexpr int IN_BYTES = PIXELS_ * In::BYTES, TAP_BYTES = SLAB_ * Weight::BYTES;
     static constexpr int X_AT = Base::OUT_BYTES, Z_AT = 2 * Base::OUT_BYTES;
@@ -97,7 +102,7 @@ template <class T, int HEIGHT_, int WIDTH_, int SLAB_, int OUT_, bool MANY_, int
 struct WindowGradShape : BlockShape<T, HEIGHT_, WIDTH_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_> {
     using Base = BlockShape<T, HEIGHT_, WIDTH_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_>;
     using In = Padded<T, SLAB_>;
-    using Weight = Padded<T, OUT_>;
+    using Weight = SummedRows<T, OUT_>;
     static_assert(Base::SUMS_BYTES <= 2 * Base::OUT_BYTES);
     static constexpr int TAP_BYTES = SLAB_ * Weight::BYTES, X_AT = Base::OUT_BYTES, WEIGHTS_AT = 2 * Base::OUT_BYTES;
 

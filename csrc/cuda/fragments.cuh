@@ -17,6 +17,26 @@ struct WarpTile {
 template <class S>
 using Accumulators = float[S::ROWS][S::COLUMNS][4];
 
+// Rows of a weight that are summed over: fragments of 16 columns and of as many rows as one multiplication takes.
+template <class T, class Layout>
+struct SummedWeight {
+    uint32_t own;  // what the lane loads first
+
+    // Columns from `channel` on.
+    __device__ SummedWeight(const char* weight, int channel) {
+        const int lane = threadIdx.x % 32;
+        own = shared_address(weight) + (sizeof(T) == 2 ? Layout::at(lane % 16, channel / 8 + lane / 16) : lane % 4 * Layout::BYTES + (channel + lane / 4) * 4);
+    }
+    // The step-th rows and the j-th 16 columns, `offset` bytes away.
+    __device__ void load(uint32_t (&b)[4], int step, int j, int offset = 0) const {
+        const uint32_t at = own + offset + step * 2 * PER_CHUNK<T> * Layout::BYTES + j * 16 * int(sizeof(T));
+        if constexpr (sizeof(T) == 2)
+            load_transposed(b, at);
+        else
+            b[0] = load_word<0>(at), b[1] = load_word<4 * Layout::BYTES>(at), b[2] = load_word<32>(at), b[3] = load_word<32 + 4 * Layout::BYTES>(at);
+    }
+};
+
 // sums += slab of z * slab of the weight, transposed
 template <class T, class S>
 __device__ inline void multiply_slab(Accumulators<S>& sums, const char* slab, const char* weight) {

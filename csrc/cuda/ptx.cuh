@@ -37,6 +37,14 @@ __device__ inline void load_transposed(uint32_t (&m)[4], uint32_t row) {
                  : "memory");
 }
 
+// A word so many bytes beyond an address in shared memory.
+template <int OFFSET>
+__device__ inline uint32_t load_word(uint32_t at) {
+    uint32_t word;
+    asm volatile("ld.shared.b32 %0, [%1 + %2];" : "=r"(word) : "r"(at), "n"(OFFSET) : "memory");
+    return word;
+}
+
 // d += a*b in float32, of 32 bytes a row of a and a column of b: 16x16 by 16x8 of 16 bits, 16x8 by 8x8 of float32 as tf32.
 __device__ inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bf16) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

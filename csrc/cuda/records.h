@@ -102,7 +102,7 @@ struct BnReluConv2dBwd {
     Target target;
     ConvTile dgrad;   // of channels of x from channels of dy; for Emit::none of no blocks
     WgradTile wgrad;  // without dweight of no parts; of no pixels, if the blocks of dgrad give a part each
-    Dtype dtype;      // 16 bits
+    Dtype dtype;      // float32: multiplied as tf32
     Conv conv;
     bool relu = false;
     Emit emit = Emit::none;

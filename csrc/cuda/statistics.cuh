@@ -24,7 +24,7 @@ struct Statistics {
             own.add(staged, staged);
             own.store(sums);
             __syncthreads();
-            total = ColumnSums<T, S>::of_column(sums, S::SHARES);
+            total = of_column<S>(sums, S::SHARES);
             const bool about_zero = total.x * (total.x / n) <= LARGE * (total.y - total.x * (total.x / n));
             about_first = __syncthreads_or(!about_zero || !outputs.all());
         }
@@ -33,7 +33,7 @@ struct Statistics {
         if (about_first) {
             sum_about_first(staged, sums, outputs, inside);
             __syncthreads();
-            total = ColumnSums<T, S>::of_column(sums, S::WARPS);
+            total = of_column<S>(sums, S::WARPS);
             about = value_of_first(staged);
         }
         const float offset = total.x / n, squares = total.y - total.x * offset;
@@ -64,9 +64,7 @@ struct Statistics {
 
     // Sums of y - first and of its square, a row of `sums` for each warp.
     static __device__ void sum_about_first(const char* staged, float* sums, const Outputs<S>& outputs, bool inside) {
-        constexpr int CHUNKS = S::Out::CHUNKS;
-        static_assert(CHUNKS <= 32);
-        const int chunk = threadIdx.x % CHUNKS, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        const int chunk = threadIdx.x % S::Out::CHUNKS;
         auto chunk_at = [&](int at) { return unpacked<T>(*reinterpret_cast<const uint4*>(staged + at)); };
         const Values<PER_CHUNK<T>> first = chunk_at(S::Out::at(0, chunk));
         Values<PER_CHUNK<T>> sum{}, square{};
@@ -79,16 +77,7 @@ struct Statistics {
                 square[i] = fmaf(d, d, square[i]);
             }
         });
-#pragma unroll
-        for (int apart = CHUNKS; apart < 32; apart *= 2)
-#pragma unroll
-            for (int i = 0; i < PER_CHUNK<T>; ++i) {
-                sum[i] += __shfl_xor_sync(~0u, sum[i], apart);
-                square[i] += __shfl_xor_sync(~0u, square[i], apart);
-            }
-        if (lane >= CHUNKS) return;
-        store_channels(sums + warp * 2 * S::OUT + PER_CHUNK<T> * chunk, sum);
-        store_channels(sums + (warp * 2 + 1) * S::OUT + PER_CHUNK<T> * chunk, square);
+        store_warp_sums<S>(sums, sum, square);
     }
 
     static __device__ float value_of_first(const char* staged) {

@@ -220,8 +220,8 @@ __device__ inline void multiply_taps(Accumulators<S>& sums, const G& geometry, i
     const WarpTile<S> warp;
     const int lane = warp.lane;
     const uint32_t rows = shared_address(window) + S::In::at(geometry.row_of(warp.pixel + lane % 16), lane / 16);
-    const uint32_t columns = shared_address(weights) + (TRANSPOSED ? S::Weight::at(lane % 16, warp.channel / 8 + lane / 16)
-                                                                  : S::Weight::at(warp.channel + lane % 8 + lane / 16 * 8, lane / 8 % 2));
+    const uint32_t columns = shared_address(weights) + S::Weight::at(warp.channel + lane % 8 + lane / 16 * 8, lane / 8 % 2);
+    const SummedWeight<T, typename S::Weight> summed(weights, warp.channel);
     const int next_rows = geometry.next_rows();
     geometry.each_tap(phase, [&](int offset, int tap) {
 #pragma unroll
@@ -230,7 +230,7 @@ __device__ inline void multiply_taps(Accumulators<S>& sums, const G& geometry, i
 #pragma unroll
             for (int j = 0; j < S::COLUMNS / 2; ++j) {
                 if (TRANSPOSED)
-                    load_transposed(b[j], columns + tap * S::TAP_BYTES + step * 16 * S::Weight::BYTES + j * 32);
+                    summed.load(b[j], step, j, tap * S::TAP_BYTES);
                 else
                     load_matrices(b[j], columns + tap * S::TAP_BYTES + step * 32 + j * 16 * S::Weight::BYTES);
             }

@@ -61,11 +61,11 @@ def bwd_plan(
     x: Shape, weight: Shape, conv: tuple[Pair, Pair, Pair], emit: str, want_dw: bool, dtype: torch.dtype, device: int | None
 ) -> BwdPlan:
     p, on = problem(x, weight, *conv, dtype), environment.device(device)
-    if library_only(p) or dtype == torch.float32:
+    if library_only(p):
         return BwdPlan(None, None, None)
     both = want_dw and tiles.shares_wgrad(p, emit, on)
     dgrad = tiles.dgrad_tile(p, count_tiles(x), on, both) if emit != "none" else None
-    wgrad = wgrad_tiles.shared(dgrad.blocks) if both else wgrad_tiles.wgrad_tile(p, on) if want_dw else None
+    wgrad = wgrad_tiles.shared(dgrad.blocks) if both else wgrad_tiles.wgrad_tile(p, on) if want_dw and dtype != torch.float32 else None
     native = dgrad and _cuda.ConvTile(*dgrad), wgrad and _cuda.WgradTile(*wgrad)
     return BwdPlan(_cuda.Conv(p.n, p.c, p.k, p.y, p.x), *native, wgrad.parts if wgrad else 0)
 

@@ -130,6 +130,7 @@ WINDOW_ANY = {
     (32, 32): Shape(8, 16, 4, 4),
     (32, 64): Shape(8, 16, 8, 2, 2),
 }
+# Of float32 the same table serves both.
 WINDOW_3X3_FLOAT32 = {
     (16, 16): Shape(16, 16, 8, 2),
     (32, 32): Shape(16, 8, 8, 2),
@@ -162,6 +163,12 @@ FLAT_GRAD = {
     (32, 128): Shape(1, 128, 8, 2),
     (64, 128): Shape(1, 64, 4, 2, 2),
     (64, 256): Shape(1, 64, 8, 1),
+}
+FLAT_GRAD_FLOAT32: Shapes = {
+    (64, 16): Shape(1, 128, 4, 3),
+    (32, 32): Shape(1, 128, 4, 3, 3),
+    (16, 64): Shape(1, 64, 4, 3),
+    (32, 64): Shape(1, 64, 4, 3, 3),
 }
 # The same kernel where it computes dweight too, whose sums take registers.
 FLAT_BWD = {
@@ -244,7 +251,7 @@ def dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool = False)
         return _flat_dgrad_tile(p, tiles, device, with_wgrad)
     if p.taps > MOST_TAPS or p.y.stride * p.x.stride > MOST_PHASES:
         return None
-    shapes = WINDOW_3X3_GRAD if p.dense_3x3 else WINDOW_ANY_GRAD
+    shapes = window_grad_shapes(p)
     key = _key(shapes, p.k, p.c, partial(window_dgrad_bytes, p), device)
     if key is None:
         return None
@@ -254,12 +261,12 @@ def dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool = False)
 
 
 def _flat_dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool) -> ConvTile | None:
-    shapes = FLAT_BWD if with_wgrad else FLAT_GRAD
+    shapes = FLAT_BWD if with_wgrad else flat_grad_shapes(p.itemsize)
     pixels = p.n * p.y.size * p.x.size
     # A block of 256 channels reads dy once, and leaves few blocks: not where a quarter of the multiprocessors would be idle.
     widest = 256 if 4 * _parts(pixels, FLAT_GRAD[64, 256].pixels) >= 3 * device.multiprocessors else 128
     shapes = {key: shape for key, shape in shapes.items() if key[1] <= widest}
-    key = _key(shapes, p.k, p.c, lambda slab, out: flat_dgrad_bytes(slab, out, p.k, with_wgrad), device)
+    key = _key(shapes, p.k, p.c, lambda slab, out: flat_dgrad_bytes(slab, out, p.k, with_wgrad, p.itemsize), device)
     if key is None:
         return None
     (slab, out), shape = key, shapes[key]
@@ -267,12 +274,14 @@ def _flat_dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool) -
         # What blocks write of dweight, and read again, should be little beside the activations.
         tiles = min(tiles, max(device.multiprocessors, pixels * (p.c + p.k) * 2 // PARTS_SHARE // (p.c * p.k * 4)))
     return _shared_out(
-        shape, _parts(pixels, shape.pixels), slab, out, p.k, p.c, tiles, flat_dgrad_bytes(slab, out, p.k, with_wgrad), device
+        shape, _parts(pixels, shape.pixels), slab, out, p.k, p.c, tiles, flat_dgrad_bytes(slab, out, p.k, with_wgrad, p.itemsize), device
     )
 
 
 def shares_wgrad(p: Problem, emit: str, device: Device) -> bool:
-    """Whether one kernel computes both gradients: of pointwise convolutions whose dweight fits the registers of a block, but for dx."""
+    """Whether one kernel computes both gradients: of pointwise convolutions of 16 bits, if dweight fits a block, but for dx."""
+    if p.itemsize == 4:
+        return False
     fitting = [key for key in FLAT_BWD if flat_dgrad_bytes(*key, p.k, True) <= device.shared_limit]
     return emit in ("dz", "g", "sums") and p.pointwise and any(p.k <= slab and p.c <= out for slab, out in fitting)
 
@@ -305,8 +314,8 @@ def window_shapes(p: Problem) -> Shapes:
 
 
 def flat_fwd_bytes(slab: int, out: int, c: int, itemsize: int = 2) -> int:
-    """Slabs of z and of the weight (two of each if there are more to come), y, sums of each warp, and what channels are normed by: scale and
-    shift, and of float32 the mean."""
+    """Slabs of z and of the weight (two of each if there are more to come), y, sums of each warp, and vectors of the norm: scale and shift,
+    and of float32 the mean."""
     shape, slabs = (FLAT_FLOAT32 if itemsize == 4 else FLAT)[slab, out], _parts(c, slab)
     vectors = 4 * (3 if itemsize == 4 else 2) * slabs * slab
     return itemsize * (min(2, slabs) * slab * (shape.pixels + out) + shape.pixels * out) + shape.warps * 8 * out + vectors
@@ -320,18 +329,29 @@ def window_fwd_bytes(p: Problem, slab: int, out: int) -> int:
     return p.itemsize * shape.pixels * out + shape.warps * 8 * out + min(2, _parts(p.c, slab)) * weight + window
 
 
-def flat_dgrad_bytes(slab: int, out: int, k: int, with_wgrad: bool) -> int:
+def flat_grad_shapes(itemsize: int) -> Shapes:
+    return FLAT_GRAD_FLOAT32 if itemsize == 4 else FLAT_GRAD
+
+
+def window_grad_shapes(p: Problem) -> Shapes:
+    if p.itemsize == 4:
+        return window_shapes(p)
+    return WINDOW_3X3_GRAD if p.dense_3x3 else WINDOW_ANY_GRAD
+
+
+def flat_dgrad_bytes(slab: int, out: int, k: int, with_wgrad: bool, itemsize: int = 2) -> int:
     """dz, x, z if it is needed, and slabs of the weight and of dy (two of each if there are more to come)."""
-    shape = (FLAT_BWD if with_wgrad else FLAT_GRAD)[slab, out]
-    return (3 if with_wgrad else 2) * 2 * shape.pixels * out + min(2, _parts(k, slab)) * slab * (_padded(out) + 2 * shape.pixels)
+    shape = (FLAT_BWD if with_wgrad else flat_grad_shapes(itemsize))[slab, out]
+    slabs = min(2, _parts(k, slab)) * slab * (_summed_row(out, itemsize) + itemsize * shape.pixels)
+    return (3 if with_wgrad else 2) * itemsize * shape.pixels * out + slabs
 
 
 def window_dgrad_bytes(p: Problem, slab: int, out: int) -> int:
     """dz, x, a slab of the weight (two if there are more to come) under all taps, and one of dy's window."""
-    shape = (WINDOW_3X3_GRAD if p.dense_3x3 else WINDOW_ANY_GRAD)[slab, out]
-    weight = p.taps * slab * _padded(out)
-    window = transposed_window_side(p.y, shape.height) * transposed_window_side(p.x, shape.width) * _padded(slab)
-    return 4 * shape.pixels * out + min(2, _parts(p.k, slab)) * weight + window
+    shape = window_grad_shapes(p)[slab, out]
+    weight = p.taps * slab * _summed_row(out, p.itemsize)
+    window = transposed_window_side(p.y, shape.height) * transposed_window_side(p.x, shape.width) * _padded(slab, p.itemsize)
+    return 2 * p.itemsize * shape.pixels * out + min(2, _parts(p.k, slab)) * weight + window
 
 
 def transposed_window_side(a: Axis, inputs: int) -> int:
@@ -357,6 +377,11 @@ def window_side(a: Axis, outputs: int) -> int:
 def _padded(channels: int, itemsize: int = 2) -> int:
     """Bytes of a row of chunks, an odd number of them."""
     return (channels * itemsize // CHUNK_BYTES | 1) * CHUNK_BYTES
+
+
+def _summed_row(channels: int, itemsize: int) -> int:
+    """Bytes of a weight's row that is summed over: of float32 two chunks more."""
+    return _padded(channels) if itemsize == 2 else channels * itemsize + 2 * CHUNK_BYTES
 
 
 def _parts(n: int, size: int) -> int:
