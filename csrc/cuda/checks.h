@@ -46,7 +46,6 @@ inline const char* impossible(const BnReluConv2dFwd& a) {
 }
 
 inline const char* impossible(const BnReluConv2dBwd& a) {
-    if (a.dweight && a.dtype == Dtype::float32) return "expected a dtype of 16 bits";
     if (const char* error = impossible(a.conv, a.dtype)) return error;
     const bool dx = a.emit == Emit::dx || a.emit == Emit::dx_sums, sums = a.emit == Emit::g || a.emit == Emit::sums || a.emit == Emit::dx_sums;
     if ((a.emit != Emit::none) != (a.dgrad.blocks > 0) || !!a.dweight != (a.wgrad.parts > 0)) return "expected a tile for each gradient that is wanted, and no other";

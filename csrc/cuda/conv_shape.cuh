@@ -28,10 +28,10 @@ struct Padded {
     static __device__ int at(int row, int chunk) { return row * BYTES + chunk * 16; }
 };
 
-// Of a weight whose rows are summed over. ldmatrix can't transpose float32: lanes load words of 4 rows x 8 columns, which two chunks of padding put
-// into 32 banks.
-template <class T, int CHANNELS>
-using SummedRows = std::conditional_t<sizeof(T) == 2, Padded<T, CHANNELS>, Padded<T, CHANNELS, 2>>;
+// Where rows are what is summed over: Halves of 16 bits. ldmatrix can't transpose float32: lanes load words of 4 rows x 8 columns, which two chunks of
+// padding put into 32 banks.
+template <class T, int CHANNELS, class Halves = Padded<T, CHANNELS>>
+using SummedRows = std::conditional_t<sizeof(T) == 2, Halves, Padded<T, CHANNELS, 2>>;
 
 // A block computes HEIGHT x WIDTH pixels x OUT channels, from SLAB channels to be summed over at a time; MANY: there are more of them, and two
 // slabs in memory take turns. A warp has ROWS tiles of 16 pixels, COLUMNS of 8 channels.

@@ -29,11 +29,7 @@ struct SummedWeight {
     }
     // The step-th rows and the j-th 16 columns, `offset` bytes away.
     __device__ void load(uint32_t (&b)[4], int step, int j, int offset = 0) const {
-        const uint32_t at = own + offset + step * 2 * PER_CHUNK<T> * Layout::BYTES + j * 16 * int(sizeof(T));
-        if constexpr (sizeof(T) == 2)
-            load_transposed(b, at);
-        else
-            b[0] = load_word<0>(at), b[1] = load_word<4 * Layout::BYTES>(at), b[2] = load_word<32>(at), b[3] = load_word<32 + 4 * Layout::BYTES>(at);
+        load_summed<T, Layout>(b, own + offset + step * 2 * PER_CHUNK<T> * Layout::BYTES + j * 16 * int(sizeof(T)));
     }
 };
 

@@ -45,6 +45,15 @@ __device__ inline uint32_t load_word(uint32_t at) {
     return word;
 }
 
+// mma's second operand, of 16 columns, whose rows are what is summed over.
+template <class T, class Layout>
+__device__ inline void load_summed(uint32_t (&b)[4], uint32_t at) {
+    if constexpr (sizeof(T) == 2)
+        load_transposed(b, at);
+    else
+        b[0] = load_word<0>(at), b[1] = load_word<4 * Layout::BYTES>(at), b[2] = load_word<32>(at), b[3] = load_word<4 * Layout::BYTES + 32>(at);
+}
+
 // d += a*b in float32, of 32 bytes a row of a and a column of b: 16x16 by 16x8 of 16 bits, 16x8 by 8x8 of float32 as tf32.
 __device__ inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bf16) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

@@ -65,7 +65,7 @@ def bwd_plan(
         return BwdPlan(None, None, None)
     both = want_dw and tiles.shares_wgrad(p, emit, on)
     dgrad = tiles.dgrad_tile(p, count_tiles(x), on, both) if emit != "none" else None
-    wgrad = wgrad_tiles.shared(dgrad.blocks) if both else wgrad_tiles.wgrad_tile(p, on) if want_dw and dtype != torch.float32 else None
+    wgrad = wgrad_tiles.shared(dgrad.blocks) if both else wgrad_tiles.wgrad_tile(p, on) if want_dw else None
     native = dgrad and _cuda.ConvTile(*dgrad), wgrad and _cuda.WgradTile(*wgrad)
     return BwdPlan(_cuda.Conv(p.n, p.c, p.k, p.y, p.x), *native, wgrad.parts if wgrad else 0)
 

@@ -47,8 +47,8 @@ def refusal(unit: Unit, case: Case) -> str | None:
     """Why a unit, which the backend takes layer by layer, is composed of them."""
     if unit.shortcut == "pad":
         return "the cuda backend composes units that pad their shortcut"
-    if case.dtype not in HALVES or case.weight_dtype != case.dtype:
-        return "the cuda backend composes units whose input and weights are not of one dtype of 16 bits"
+    if case.weight_dtype != case.dtype or not (case.dtype in HALVES or case.tf32):
+        return "the cuda backend composes units whose input and weights are not of one dtype of 16 bits, or float32 where torch allows tf32"
     if len(unit.layers) > MOST_LAYERS or not all(layer.norm for layer in unit.layers[1:]):
         return f"the cuda backend composes units of more than {MOST_LAYERS} layers, or with a norm missing between two"
     if not any(layer.norm for layer in unit.layers):
