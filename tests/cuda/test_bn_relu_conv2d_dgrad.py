@@ -135,7 +135,8 @@ def window_tile(given, slab, out, blocks):
 @pytest.mark.parametrize(("dtype", "deferred", "slab", "out", "many"), in_pairs(kernels(FLAT_GRAD), kernels(FLAT_GRAD_FLOAT32)), ids=label)
 def test_every_flat_kernel(slab, out, many, deferred, dtype):
     """With tails in M, C and K, and blocks that take several tiles of pixels."""
-    given = Given(dtype, out + 8, 2 * slab + 24 if many else slab - 8, (3, 13, 17), deferred)
+    chunk = 16 // dtype.itemsize
+    given = Given(dtype, out + chunk, 2 * slab + 3 * chunk if many else slab - chunk, (3, 13, 17), deferred)
     dx, sums, _ = given(flat_tile(slab, out, given.k, 3, itemsize=dtype.itemsize), "dx_sums", residual_grad=True, sums_tiles=5)
     given.check(dx, sums, "dx_sums", residual_grad=True)
     assert not sums[3:].any()
@@ -158,7 +159,8 @@ WINDOW_KERNELS = in_pairs(window_kernels(WINDOW_3X3_GRAD, WINDOW_ANY_GRAD), wind
 @pytest.mark.parametrize(("dtype", "deferred", "geometry", "slab", "out", "many"), WINDOW_KERNELS, ids=label)
 def test_every_window_kernel(geometry, slab, out, many, deferred, dtype):
     """With tiles cut on both sides, tails in C and K, and blocks that take several tiles."""
-    given = Given(dtype, out + 8, slab + 8 if many else slab - 8, (2, 19, 21), deferred, conv=WINDOWS[geometry])
+    chunk = 16 // dtype.itemsize
+    given = Given(dtype, out + chunk, slab + chunk if many else slab - chunk, (2, 19, 21), deferred, conv=WINDOWS[geometry])
     g, sums, _ = given(window_tile(given, slab, out, 3), "g", sums_tiles=5)
     given.check(g, sums, "g")
     assert not sums[3:].any()

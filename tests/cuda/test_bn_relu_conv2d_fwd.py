@@ -119,7 +119,8 @@ def label(value):
 @pytest.mark.parametrize(("dtype", "slab", "out", "many"), of_dtypes(kernels(FLAT), kernels(FLAT_FLOAT32)), ids=label)
 def test_every_flat_kernel(slab, out, many, dtype):
     """With tails in M, C and K, and blocks that take several tiles of pixels."""
-    given = Given(dtype, 2 * slab + 24 if many else slab - 8, out + 8, (3, 13, 17))
+    chunk = 16 // dtype.itemsize
+    given = Given(dtype, 2 * slab + 3 * chunk if many else slab - chunk, out + chunk, (3, 13, 17))
     y, stats, _ = given(tile_of(slab, out, given.c, 3, dtype), stats_tiles=5)
     given.assert_y(y)
     given.assert_stats(stats, y)
@@ -150,7 +151,8 @@ WINDOW_KERNELS = of_dtypes(window_kernels(WINDOW_3X3, WINDOW_ANY), window_kernel
 @pytest.mark.parametrize(("dtype", "geometry", "slab", "out", "many"), WINDOW_KERNELS, ids=label)
 def test_every_window_kernel(geometry, slab, out, many, dtype):
     """With tiles cut on both sides, tails in C and K, and blocks that take several tiles."""
-    given = Given(dtype, slab + 8 if many else slab - 8, out + 8, (2, 19, 21), conv=WINDOWS[geometry])
+    chunk = 16 // dtype.itemsize
+    given = Given(dtype, slab + chunk if many else slab - chunk, out + chunk, (2, 19, 21), conv=WINDOWS[geometry])
     shape = window_shapes(given.problem)[slab, out]
     tile = ConvTile(shape.pixels, slab, out, 3, window_fwd_bytes(given.problem, slab, out))
     y, stats, _ = given(tile, stats_tiles=5)

@@ -79,7 +79,8 @@ FLAT_KERNELS = [pytest.param(d, s, id=f"{name_of(d)}-{id_of(s)}") for d, s in of
 @pytest.mark.parametrize(("dtype", "shape"), FLAT_KERNELS)
 def test_every_flat_kernel(shape, deferred, dtype):
     """With tails in M, C and K, and blocks that take several tiles of pixels."""
-    given = Given(dtype, shape.c + 8, shape.k + 8, (3, 13, 17), deferred)
+    chunk = 16 // dtype.itemsize
+    given = Given(dtype, shape.c + chunk, shape.k + chunk, (3, 13, 17), deferred)
     dweight, _ = given(flat_tile(shape, 3, dtype))
     given.assert_dweight(dweight)
 
@@ -105,7 +106,8 @@ WINDOW_KERNELS = [
 @pytest.mark.parametrize(("dtype", "conv", "shape"), WINDOW_KERNELS)
 def test_every_window_kernel(conv, shape, deferred, dtype):
     """With tiles cut on both sides, tails in C and K, blocks that take several tiles, and groups of taps that are not full."""
-    given = Given(dtype, shape.c + 8, shape.k - 8, (2, 19, 21), deferred, conv)
+    chunk = 16 // dtype.itemsize
+    given = Given(dtype, shape.c + chunk, shape.k - chunk, (2, 19, 21), deferred, conv)
     dweight, _ = given(window_tile(given, shape, 2))
     given.assert_dweight(dweight)
 
