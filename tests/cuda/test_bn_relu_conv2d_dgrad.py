@@ -20,7 +20,7 @@ from fused_preact.backends.layout import conv_out_shape
 from fused_preact.backends.layout import tiles as count_tiles
 from fused_preact.ops.library import Operators
 from tests.cuda.kernels import DTYPES, nan, needs_simulator, problem, run_all
-from tests.cuda.test_bn_relu_conv2d_fwd import POINTWISE, WINDOWS, kernels, label, operand, window_kernels
+from tests.cuda.test_bn_relu_conv2d_fwd import POINTWISE, WINDOWS, counted, kernels, label, operand, window_kernels
 from tests.testing.cases import name_of
 from tests.testing.numerics import assert_as_accurate, drawn, fma
 
@@ -36,7 +36,7 @@ pairs = pytest.mark.parametrize(
 
 def in_pairs(halves, float32):
     """The same with the kernels of each dtype."""
-    pairs = [(torch.bfloat16, True), (torch.float16, False), (torch.float32, True), (torch.float32, False)]
+    pairs = [(torch.bfloat16, True), (torch.float16, False), (torch.float32, True)]
     return [(dtype, deferred, *kernel) for dtype, deferred in pairs for kernel in (float32 if dtype == torch.float32 else halves)]
 
 
@@ -247,21 +247,24 @@ COUNTED = {
 }
 
 
-@pytest.mark.parametrize(("c", "k", "image", "geometry", "deferred", "instructions"), COUNTED.values(), ids=COUNTED)
-def test_counts(c, k, image, geometry, deferred, instructions):
+# Of float32, in the same order.
+FLOAT32_COUNTED = (39200, 43600, 29000, 26400, 31100, 40700, 67300, 26400)
+
+
+@pytest.mark.parametrize(("dtype", "c", "k", "image", "geometry", "deferred", "instructions"), counted(COUNTED, FLOAT32_COUNTED))
+def test_counts(dtype, c, k, image, geometry, deferred, instructions):
     """Sectors of activations at most 1.15 times those that they fill, 1.35 with a halo; few instructions."""
     conv = WINDOWS[geometry] if geometry else POINTWISE
-    given = Given(torch.bfloat16, c, k, image, deferred, add_dz=False, conv=conv)
+    given = Given(dtype, c, k, image, deferred, add_dz=False, conv=conv)
     tile = tiles.dgrad_tile(given.problem, count_tiles(given.x.shape), A100)
     if geometry is None:
         # As for a batch of 128 images: a few in the simulator would be cut finer.
         large = tiles.dgrad_tile(given.problem._replace(n=128), 512, A100)
         tile = large._replace(blocks=-(-given.x.numel() // c // large.pixels))
     _, _, done = given(tile, "g", sums_tiles=max(tile.blocks, count_tiles(given.x.shape)))
-    print(done)
     assert done.instructions <= instructions * image[0]
     assert done.shared[0] <= 1.25 * done.shared[1]
     columns = -(-c // tile.out)
     least = {"dy": columns * k, "x": c, "out": c} | ({"dy_x": columns * k} if deferred else {})
     moved = sum(done.global_[name][0] for name in least)
-    assert moved <= (1.35 if geometry else 1.15) * given.x.numel() // c * sum(least.values()) * 2 / 32
+    assert moved <= (1.35 if geometry else 1.15) * given.x.numel() // c * sum(least.values()) * dtype.itemsize / 32

@@ -221,13 +221,25 @@ COUNTED = {
 }
 
 
-@pytest.mark.parametrize(("c", "k", "image", "residual", "instructions"), COUNTED.values(), ids=COUNTED)
-def test_counts(c, k, image, residual, instructions):
+# Of float32, in the same order.
+FLOAT32_COUNTED = (35700, 42600, 19200, 32600, 13600, 22500)
+
+
+def counted(layers, of_float32):
+    """(dtype, *layer, instructions at most), with ids."""
+    params = []
+    for (name, layer), most in zip(layers.items(), of_float32, strict=True):
+        params += [pytest.param(torch.bfloat16, *layer, id=name), pytest.param(torch.float32, *layer[:-1], most, id=f"{name}-float32")]
+    return params
+
+
+@pytest.mark.parametrize(("dtype", "c", "k", "image", "residual", "instructions"), counted(COUNTED, FLOAT32_COUNTED))
+def test_counts(dtype, c, k, image, residual, instructions):
     """Sectors of activations at most 1.15 times those that they fill; shared memory nearly without conflicts; few instructions."""
-    given = Given(torch.bfloat16, c, k, image, bias=False, residual=residual)
+    given = Given(dtype, c, k, image, bias=False, residual=residual)
     tiles = given.pixels // 64
     # As for a batch of 128 images: a few in the simulator would be cut finer.
-    large = flat_fwd_tile(64 * given.pixels, c, k, 512, A100)
+    large = flat_fwd_tile(64 * given.pixels, c, k, 512, A100, dtype.itemsize)
     tile = large._replace(blocks=-(-given.pixels // large.pixels))
     _, _, done = given(tile, stats_tiles=tiles)
     assert done.instructions <= instructions * image[0]
@@ -236,7 +248,7 @@ def test_counts(c, k, image, residual, instructions):
     columns = -(-k // tile.out)
     least = {"x": columns * c, "y": k} | ({"residual": k} if residual else {})
     for name, channels in least.items():
-        assert done.global_[name][0] <= 1.15 * given.pixels * channels * 2 / 32, name
+        assert done.global_[name][0] <= 1.15 * given.pixels * channels * dtype.itemsize / 32, name
 
 
 WINDOWS_COUNTED = {
@@ -247,13 +259,14 @@ WINDOWS_COUNTED = {
 }
 
 
-@pytest.mark.parametrize(("c", "image", "geometry", "instructions"), WINDOWS_COUNTED.values(), ids=WINDOWS_COUNTED)
-def test_counts_of_windows(c, image, geometry, instructions):
+@pytest.mark.parametrize(("dtype", "c", "image", "geometry", "instructions"), counted(WINDOWS_COUNTED, (33900, 23400, 20100, 50900)))
+def test_counts_of_windows(dtype, c, image, geometry, instructions):
     """Sectors of activations at most 1.35 times those that they fill, halo included."""
-    given = Given(torch.bfloat16, c, c, image, bias=False, residual=False, conv=WINDOWS[geometry])
+    given = Given(dtype, c, c, image, bias=False, residual=False, conv=WINDOWS[geometry])
     tiles = count_tiles(given.out)
     _, _, done = given(window_fwd_tile(given.problem, tiles, A100), stats_tiles=tiles)
     assert done.instructions <= instructions * image[0]
-    assert done.shared[0] <= 1.25 * done.shared[1]
+    # Rows of 4 chunks and one of padding, of float32, are stored with conflicts.
+    assert done.shared[0] <= (1.4 if dtype == torch.float32 else 1.25) * done.shared[1]
     moved = sum(done.global_[name][0] for name in ("x", "y"))
-    assert moved <= 1.35 * (given.x.numel() + given.pixels * c) * 2 / 32
+    assert moved <= 1.35 * (given.x.numel() + given.pixels * c) * dtype.itemsize / 32

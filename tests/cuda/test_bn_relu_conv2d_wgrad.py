@@ -204,20 +204,30 @@ COUNTED = {
 }
 
 
+# Of float32 and plain dy, in the same order; a deferred one takes 15000 more at most.
+FLOAT32_COUNTED = (19600, 13000, 12800, 36000, 23500, 18900, 15100, 13500, 12000, 12000)
+KINDS_COUNTED = [
+    pytest.param(dtype, *layer[:4], *most, id=f"{name}-{name_of(dtype)}")
+    for (name, layer), float32 in zip(COUNTED.items(), FLOAT32_COUNTED, strict=True)
+    for dtype, most in ((torch.bfloat16, layer[4:]), (torch.float32, (float32, float32 + 15000)))
+]
+
+
 @deferrals
-@pytest.mark.parametrize(("c", "k", "image", "geometry", "plain_most", "deferred_most"), COUNTED.values(), ids=COUNTED)
-def test_counts(c, k, image, geometry, plain_most, deferred_most, deferred):
+@pytest.mark.parametrize(("dtype", "c", "k", "image", "geometry", "plain_most", "deferred_most"), KINDS_COUNTED)
+def test_counts(dtype, c, k, image, geometry, plain_most, deferred_most, deferred):
     """Sectors of activations at most 1.15 times those that they fill, with a halo 1.35 times; shared memory with few conflicts."""
-    given = Given(torch.bfloat16, c, k, image, deferred, WINDOWS[geometry] if geometry else POINTWISE)
+    given = Given(dtype, c, k, image, deferred, WINDOWS[geometry] if geometry else POINTWISE)
     tile = wgrad_tile(given.problem._replace(n=128), A100)._replace(parts=2)
     _, (done, _) = given(tile)
     assert done.instructions <= (deferred_most if deferred else plain_most) * image[0]
-    assert done.shared[0] <= (1.25 if geometry else 1.02) * done.shared[1]
+    # Of float32, rows of 16 channels are stored with conflicts.
+    assert done.shared[0] <= (1.25 if geometry else 1.02 if dtype != torch.float32 else 1.1) * done.shared[1]
     # x is read for each block of output channels, dy for each of input channels.
     least = {"x": given.x.numel() * -(-k // tile.k), "dy": given.dy.numel() * -(-c // tile.c)}
     least |= {"dy_x": least["dy"]} if deferred else {}
     moved = sum(done.global_[name][0] for name in least)
-    assert moved <= (1.35 if geometry else 1.15) * sum(least.values()) * 2 / 32
+    assert moved <= (1.35 if geometry else 1.15) * sum(least.values()) * dtype.itemsize / 32
     assert done.global_["parts"][0] == tile.parts * given.weight.numel() * 4 / 32
 
 
