@@ -74,14 +74,18 @@ bool with_shape(const ConvTile& tile, int channels, Body&& body) {
         return same;
     };
     if constexpr (sizeof(T) == 4)
-        return is(FlatShape<T, 128, 64, 16, false, 4, 1, 3>{}) || is(FlatShape<T, 128, 32, 32, false, 4, 1, 4>{}) || is(FlatShape<T, 128, 32, 32, true, 4, 1, 3>{}) ||
-               is(FlatShape<T, 128, 16, 64, false, 4, 1, 3>{}) || is(FlatShape<T, 64, 32, 64, false, 2, 2, 4>{}) || is(FlatShape<T, 64, 32, 64, true, 2, 2, 3>{});
+        return is(FlatShape<T, 128, 64, 16, false, 4, 1, 3>{}) || is(FlatShape<T, 128, 32, 32, false, 4, 1, 4>{}) ||
+               is(FlatShape<T, 128, 32, 32, true, 4, 1, 3>{}) || is(FlatShape<T, 128, 16, 64, false, 4, 1, 3>{}) ||
+               is(FlatShape<T, 64, 32, 64, false, 2, 2, 4>{}) || is(FlatShape<T, 64, 32, 64, true, 2, 2, 3>{});
     else
-        return is(FlatShape<T, 128, 16, 16, false, 4, 1, 4>{}) || is(FlatShape<T, 128, 32, 16, false, 4, 1, 4>{}) || is(FlatShape<T, 128, 64, 16, false, 4, 1, 4>{}) ||
-               is(FlatShape<T, 128, 64, 16, true, 4, 1, 4>{}) || is(FlatShape<T, 128, 16, 32, false, 4, 1, 4>{}) || is(FlatShape<T, 128, 32, 32, false, 4, 1, 4>{}) ||
-               is(FlatShape<T, 128, 64, 32, false, 4, 1, 3>{}) || is(FlatShape<T, 128, 64, 32, true, 4, 1, 3>{}) || is(FlatShape<T, 128, 16, 64, false, 4, 1, 3>{}) ||
-               is(FlatShape<T, 128, 32, 64, false, 4, 1, 3>{}) || is(FlatShape<T, 64, 64, 64, false, 2, 2, 3>{}) || is(FlatShape<T, 64, 64, 64, true, 2, 2, 3>{}) ||
-               is(FlatShape<T, 128, 32, 128, false, 2, 4, 2>{}) || is(FlatShape<T, 64, 64, 128, false, 2, 2, 3>{}) || is(FlatShape<T, 64, 64, 128, true, 2, 2, 2>{});
+        return is(FlatShape<T, 128, 16, 16, false, 4, 1, 4>{}) || is(FlatShape<T, 128, 32, 16, false, 4, 1, 4>{}) ||
+               is(FlatShape<T, 128, 64, 16, false, 4, 1, 4>{}) || is(FlatShape<T, 128, 64, 16, true, 4, 1, 4>{}) ||
+               is(FlatShape<T, 128, 16, 32, false, 4, 1, 4>{}) || is(FlatShape<T, 128, 32, 32, false, 4, 1, 4>{}) ||
+               is(FlatShape<T, 128, 64, 32, false, 4, 1, 3>{}) || is(FlatShape<T, 128, 64, 32, true, 4, 1, 3>{}) ||
+               is(FlatShape<T, 128, 16, 64, false, 4, 1, 3>{}) || is(FlatShape<T, 128, 32, 64, false, 4, 1, 3>{}) ||
+               is(FlatShape<T, 64, 64, 64, false, 2, 2, 3>{}) || is(FlatShape<T, 64, 64, 64, true, 2, 2, 3>{}) ||
+               is(FlatShape<T, 128, 32, 128, false, 2, 4, 2>{}) || is(FlatShape<T, 64, 64, 128, false, 2, 2, 3>{}) ||
+               is(FlatShape<T, 64, 64, 128, true, 2, 2, 2>{});
 }
 
 template <class T>

@@ -90,11 +90,13 @@ bool with_shape(const WgradTile& tile, Body&& body) {
         return same;
     };
     if constexpr (sizeof(T) == 4)
-        return is(FlatWgradShape<T, 64, 16, 64, 1, 1, 4>{}) || is(FlatWgradShape<T, 64, 64, 16, 1, 1, 4>{}) || is(FlatWgradShape<T, 64, 32, 64, 1, 2, 2>{}) ||
-               is(FlatWgradShape<T, 64, 64, 32, 2, 1, 2>{}) || is(FlatWgradShape<T, 64, 64, 64, 2, 2, 1>{});
+        return is(FlatWgradShape<T, 64, 16, 64, 1, 1, 4>{}) || is(FlatWgradShape<T, 64, 64, 16, 1, 1, 4>{}) ||
+               is(FlatWgradShape<T, 64, 32, 64, 1, 2, 2>{}) || is(FlatWgradShape<T, 64, 64, 32, 2, 1, 2>{}) ||
+               is(FlatWgradShape<T, 64, 64, 64, 2, 2, 1>{});
     else
-        return is(FlatWgradShape<T, 128, 16, 64, 1, 1, 4>{}) || is(FlatWgradShape<T, 128, 64, 16, 1, 1, 4>{}) || is(FlatWgradShape<T, 128, 32, 64, 1, 2, 2>{}) ||
-               is(FlatWgradShape<T, 128, 64, 32, 2, 1, 2>{}) || is(FlatWgradShape<T, 64, 64, 64, 2, 2, 1>{});
+        return is(FlatWgradShape<T, 128, 16, 64, 1, 1, 4>{}) || is(FlatWgradShape<T, 128, 64, 16, 1, 1, 4>{}) ||
+               is(FlatWgradShape<T, 128, 32, 64, 1, 2, 2>{}) || is(FlatWgradShape<T, 128, 64, 32, 2, 1, 2>{}) ||
+               is(FlatWgradShape<T, 64, 64, 64, 2, 2, 1>{});
 }
 
 template <class T, bool DEFERRED>

@@ -99,8 +99,8 @@ struct AnyTaps {
     }
 };
 
-// 3x3 taps, without stride and dilation, over rows of 8 outputs. What is loaded of rows of the window, two of 16 bits and one of float32, serves all three
-// rows of taps: with the outputs of the same rows, of those one row above, and of those two rows above, whose dy is still in registers.
+// 3x3 taps, without stride and dilation, over rows of 8 outputs. What is loaded of rows of the window, two of 16 bits and one of float32, serves
+// all three rows of taps: with the outputs of the same rows, of those one row above, and of those two rows above, whose dy is still in registers.
 template <class T, class S>
 struct Taps3x3 {
     using Geometry = Window3x3<S, false>;

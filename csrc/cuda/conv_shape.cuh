@@ -28,8 +28,8 @@ struct Padded {
     static __device__ int at(int row, int chunk) { return row * BYTES + chunk * 16; }
 };
 
-// Where rows are what is summed over: Halves of 16 bits. ldmatrix can't transpose float32: lanes load words of 4 rows x 8 columns, which two chunks of
-// padding put into 32 banks.
+// Where rows are what is summed over: Halves, of 16 bits. ldmatrix can't transpose float32: lanes load words of 4 rows x 8 columns, which two
+// chunks of padding put into 32 banks.
 template <class T, int CHANNELS, class Halves = Padded<T, CHANNELS>>
 using SummedRows = std::conditional_t<sizeof(T) == 2, Halves, Padded<T, CHANNELS, 2>>;
 

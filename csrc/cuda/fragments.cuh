@@ -25,7 +25,8 @@ struct SummedWeight {
     // Columns from `channel` on.
     __device__ SummedWeight(const char* weight, int channel) {
         const int lane = threadIdx.x % 32;
-        own = shared_address(weight) + (sizeof(T) == 2 ? Layout::at(lane % 16, channel / 8 + lane / 16) : lane % 4 * Layout::BYTES + (channel + lane / 4) * 4);
+        own = shared_address(weight) +
+              (sizeof(T) == 2 ? Layout::at(lane % 16, channel / 8 + lane / 16) : lane % 4 * Layout::BYTES + (channel + lane / 4) * 4);
     }
     // The step-th rows and the j-th 16 columns, `offset` bytes away.
     __device__ void load(uint32_t (&b)[4], int step, int j, int offset = 0) const {
