@@ -17,11 +17,12 @@ if not torch.cuda.is_available():
 
 
 @pytest.fixture(autouse=True)
-def one_thread_and_fixed_seeds() -> None:
+def one_thread_and_fixed_seeds(request: pytest.FixtureRequest) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    # tf32 has tests of its own.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    # Only where a test is marked for it.
+    torch.backends.cudnn.allow_tf32 = request.node.get_closest_marker("tf32") is not None
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 @pytest.fixture(autouse=True)

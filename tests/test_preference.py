@@ -32,6 +32,12 @@ def test_on_a_gpu(gpu, dtype, wanted):
     assert backends.choose(Case("cuda", dtype, (2, 16, 8, 8), (16, 16, 3, 3), dtype, Conv())).name == wanted
 
 
+def test_float32_where_torch_allows_tf32(gpu):
+    """The flag is part of what is remembered."""
+    case = Case("cuda", torch.float32, (2, 16, 8, 8), (16, 16, 3, 3), torch.float32, Conv())
+    assert [backends.choose(case._replace(tf32=allowed)).name for allowed in (False, True, False)] == ["triton", "cuda", "triton"]
+
+
 def test_elsewhere(gpu):
     """Of a device that the table does not know, eager runs all."""
     assert backends.choose(Case("mps", torch.float32, (2, 16, 8, 8))).name == "eager"

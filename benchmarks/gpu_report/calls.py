@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fused_preact.backends import eager
 from fused_preact.backends.layout import conv_out_shape, tiles
-from fused_preact.backends.records import Case, Conv
+from fused_preact.backends.records import Case, Conv, allows_tf32
 from fused_preact.bench.accuracy import drawn
 from fused_preact.models.shapes import Layer
 
@@ -84,7 +84,8 @@ class Inputs:
 
     def case(self) -> Case:
         """What a backend is asked whether it can run it."""
-        return Case(self.x.device.type, self.dtype, tuple(self.x.shape), tuple(self.weight.shape), self.dtype, self.conv)
+        shapes = tuple(self.x.shape), tuple(self.weight.shape)
+        return Case(self.x.device.type, self.dtype, shapes[0], shapes[1], self.dtype, self.conv, tf32=allows_tf32(self.dtype))
 
     def fwd(self, residual: bool = False, bias: bool = False, want_stats: bool = True) -> Call:
         optional = (self.bias if bias else None, self.residual if residual else None)

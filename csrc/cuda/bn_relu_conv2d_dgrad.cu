@@ -95,13 +95,14 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_dgrad_
         Accumulators<S> dz{};
         for (int slab = 0; slab < slabs; ++slab) {
             char *const input = slab_of_dy + turn * S::IN_BYTES, *const weight = weights + turn * S::TAP_BYTES;
-            const int channel = slab * S::SLAB + threadIdx.x % S::In::CHUNKS * 8;
+            const int channel = slab * S::SLAB + threadIdx.x % S::In::CHUNKS * PER_CHUNK<T>;
             const bool has = channel < conv.k, last = slab + 1 == slabs;
             with_gradient<T>(args, has ? channel : 0, [&](const auto& source) {
                 fill_slab<T, S, TOGETHER>(input, source, static_cast<const T*>(args.dy) + channel, int64_t(tile) * S::PIXELS, outputs.columns, conv.k, has);
             });
             if (WGRAD) fill_x_and_z<T, S>(x, z, args, outputs, grad.channel);
             wait_for_copies();
+            if (S::MANY || tile == int(blockIdx.x)) round_weights<T, S::THREADS, S::SLAB, typename S::Weight>(weight, 1);
             __syncthreads();
             if (slab == 0) grad.copy_inputs(WGRAD ? nullptr : x, staged, outputs);
             if (S::MANY && !(last && tile + int(gridDim.x) >= tiles)) {
@@ -125,7 +126,7 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_dgrad_
 }
 
 // Of the shapes of fused_preact/backends/cuda/tiles.py, the one of this tile.
-template <class Body>
+template <class T, class Body>
 void with_shape(const BnReluConv2dBwd& args, Body&& body) {
     const ConvTile& tile = args.dgrad;
     const bool many = args.conv.k > tile.slab, wgrad = args.wgrad.parts > 0 && args.wgrad.pixels == 0;
@@ -137,18 +138,24 @@ void with_shape(const BnReluConv2dBwd& args, Body&& body) {
     };
     auto both = [&](auto shape) { return is(shape, std::true_type{}); };
     auto dgrad = [&](auto shape) { return is(shape, std::false_type{}); };
-    both(FlatGradShape<128, 64, 16, false, 4, 1, 3>{}) || both(FlatGradShape<64, 128, 32, false, 4, 1, 2>{}) || both(FlatGradShape<128, 16, 64, false, 4, 1, 3>{}) ||
-        both(FlatGradShape<128, 32, 128, false, 2, 4, 2>{}) || dgrad(FlatGradShape<128, 64, 16, false, 4, 1, 3>{}) ||
-        dgrad(FlatGradShape<64, 128, 32, false, 4, 1, 3>{}) || dgrad(FlatGradShape<128, 16, 64, false, 4, 1, 3>{}) ||
-        dgrad(FlatGradShape<128, 32, 128, false, 2, 4, 2>{}) || dgrad(FlatGradShape<64, 64, 64, false, 2, 2, 3>{}) ||
-        dgrad(FlatGradShape<64, 64, 64, true, 2, 2, 3>{}) || dgrad(FlatGradShape<64, 64, 128, false, 2, 2, 2>{}) ||
-        dgrad(FlatGradShape<64, 64, 128, true, 2, 2, 2>{}) || dgrad(FlatGradShape<64, 64, 256, false, 2, 4, 1>{});
+    if constexpr (sizeof(T) == 4)
+        dgrad(FlatGradShape<T, 128, 64, 16, false, 4, 1, 3>{}) || dgrad(FlatGradShape<T, 128, 32, 32, false, 4, 1, 3>{}) ||
+            dgrad(FlatGradShape<T, 128, 32, 32, true, 4, 1, 3>{}) || dgrad(FlatGradShape<T, 64, 16, 64, false, 2, 2, 3>{}) ||
+            dgrad(FlatGradShape<T, 64, 32, 64, false, 2, 2, 3>{}) || dgrad(FlatGradShape<T, 64, 32, 64, true, 2, 2, 3>{});
+    else
+        both(FlatGradShape<T, 128, 64, 16, false, 4, 1, 3>{}) || both(FlatGradShape<T, 64, 128, 32, false, 4, 1, 2>{}) ||
+            both(FlatGradShape<T, 128, 16, 64, false, 4, 1, 3>{}) || both(FlatGradShape<T, 128, 32, 128, false, 2, 4, 2>{}) ||
+            dgrad(FlatGradShape<T, 128, 64, 16, false, 4, 1, 3>{}) || dgrad(FlatGradShape<T, 64, 128, 32, false, 4, 1, 3>{}) ||
+            dgrad(FlatGradShape<T, 128, 16, 64, false, 4, 1, 3>{}) || dgrad(FlatGradShape<T, 128, 32, 128, false, 2, 4, 2>{}) ||
+            dgrad(FlatGradShape<T, 64, 64, 64, false, 2, 2, 3>{}) || dgrad(FlatGradShape<T, 64, 64, 64, true, 2, 2, 3>{}) ||
+            dgrad(FlatGradShape<T, 64, 64, 128, false, 2, 2, 2>{}) || dgrad(FlatGradShape<T, 64, 64, 128, true, 2, 2, 2>{}) ||
+            dgrad(FlatGradShape<T, 64, 64, 256, false, 2, 4, 1>{});
 }
 
 template <class T>
 Status launch(const BnReluConv2dBwd& args, cudaStream_t stream) {
     Status status{"no kernel was compiled for the tile"};
-    with_shape(args, [&](auto shape, auto wgrad) {
+    with_shape<T>(args, [&](auto shape, auto wgrad) {
         using S = decltype(shape);
         static SharedMemoryLimit limit;
         status = launch_with_memory(bn_relu_conv2d_dgrad_kernel<T, S, wgrad()>, limit, args.target.device,
@@ -161,7 +168,7 @@ Status launch(const BnReluConv2dBwd& args, cudaStream_t stream) {
 
 Status launch_bn_relu_conv2d_dgrad(const BnReluConv2dBwd& args) {
     if (!args.conv.pointwise()) return launch_bn_relu_conv2d_dgrad_window(args);
-    return on_halves(args.target, args.dtype, [&](auto t, cudaStream_t stream) { return launch<decltype(t)>(args, stream); });
+    return on_dtype(args.target, args.dtype, [&](auto t, cudaStream_t stream) { return launch<decltype(t)>(args, stream); });
 }
 
 }  // namespace fused_preact::cuda

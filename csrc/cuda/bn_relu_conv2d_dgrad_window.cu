@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT)
             const Outputs<S> outputs = phase_outputs<S>(geometry, phase, at, conv);
             Accumulators<S> dz{};
             for (int slab = 0; slab < slabs; ++slab) {
-                const int channel = slab * S::SLAB + threadIdx.x % S::In::CHUNKS * 8;
+                const int channel = slab * S::SLAB + threadIdx.x % S::In::CHUNKS * PER_CHUNK<T>;
                 const bool has = channel < conv.k;
                 // The window of one slab stays for all phases.
                 if (S::MANY || phase == 0) {
@@ -46,9 +46,11 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT)
                     with_gradient<T>(args, has ? channel : 0, [&](const auto& source) { fill_window<T, S>(window, geometry, image, at, source); });
                 }
                 wait_for_copies();
+                char* const weight = weights + turn * weight_bytes;
+                if (S::MANY || (phase == 0 && tile == int(blockIdx.x)))
+                    round_weights<T, S::THREADS, S::SLAB, typename S::Weight>(weight, geometry.taps());
                 __syncthreads();
                 if (slab == 0) grad.copy_inputs(x, staged, outputs);
-                const char* const weight = weights + turn * weight_bytes;
                 const bool last = slab + 1 == slabs;
                 if (S::MANY && !(last && phase + 1 == geometry.phases() && tile + int(gridDim.x) >= tiles)) {
                     turn ^= 1;
@@ -68,24 +70,34 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT)
 }
 
 // The shapes of fused_preact/backends/cuda/tiles.py.
-template <class Body>
+template <class T, class Body>
 void with_shape(const BnReluConv2dBwd& args, Body body) {
     const WindowKernels<true, Body> kernels{args.conv, args.dgrad, args.conv.k, body};
-    static_cast<void>(kernels.is_3x3(WindowGradShape<16, 16, 16, 16, false, 4, 1, 4>{}) ||
-        kernels.is_3x3(WindowGradShape<16, 16, 32, 32, false, 8, 1, 2>{}) ||
-        kernels.is_3x3(WindowGradShape<8, 8, 64, 32, false, 2, 2, 3>{}) ||
-        kernels.is_3x3(WindowGradShape<8, 8, 64, 64, false, 2, 4, 2>{}) ||
-        kernels.is_3x3(WindowGradShape<8, 16, 32, 64, true, 4, 2, 1>{}) ||
-        kernels.is_any(WindowGradShape<8, 16, 16, 32, false, 4, 1, 3>{}) ||
-        kernels.is_any(WindowGradShape<8, 16, 32, 32, false, 4, 1, 3>{}) ||
-        kernels.is_any(WindowGradShape<8, 16, 32, 64, false, 4, 2, 1>{}) ||
-        kernels.is_any(WindowGradShape<8, 16, 32, 64, true, 4, 2, 1>{}));
+    if constexpr (sizeof(T) == 4)
+        static_cast<void>(kernels.is_3x3(WindowGradShape<T, 16, 16, 16, 16, false, 8, 1, 2>{}) ||
+            kernels.is_3x3(WindowGradShape<T, 16, 8, 32, 32, false, 4, 2, 2>{}) ||
+            kernels.is_3x3(WindowGradShape<T, 8, 8, 16, 32, true, 2, 2, 3>{}) ||
+            kernels.is_3x3(WindowGradShape<T, 8, 8, 16, 64, true, 2, 4, 2>{}) ||
+            kernels.is_any(WindowGradShape<T, 8, 8, 16, 32, false, 2, 2, 4>{}) ||
+            kernels.is_any(WindowGradShape<T, 8, 8, 16, 32, true, 2, 2, 4>{}) ||
+            kernels.is_any(WindowGradShape<T, 8, 8, 16, 64, false, 2, 4, 2>{}) ||
+            kernels.is_any(WindowGradShape<T, 8, 8, 16, 64, true, 2, 4, 2>{}));
+    else
+        static_cast<void>(kernels.is_3x3(WindowGradShape<T, 16, 16, 16, 16, false, 4, 1, 4>{}) ||
+        kernels.is_3x3(WindowGradShape<T, 16, 16, 32, 32, false, 8, 1, 2>{}) ||
+        kernels.is_3x3(WindowGradShape<T, 8, 8, 64, 32, false, 2, 2, 3>{}) ||
+        kernels.is_3x3(WindowGradShape<T, 8, 8, 64, 64, false, 2, 4, 2>{}) ||
+        kernels.is_3x3(WindowGradShape<T, 8, 16, 32, 64, true, 4, 2, 1>{}) ||
+        kernels.is_any(WindowGradShape<T, 8, 16, 16, 32, false, 4, 1, 3>{}) ||
+        kernels.is_any(WindowGradShape<T, 8, 16, 32, 32, false, 4, 1, 3>{}) ||
+        kernels.is_any(WindowGradShape<T, 8, 16, 32, 64, false, 4, 2, 1>{}) ||
+        kernels.is_any(WindowGradShape<T, 8, 16, 32, 64, true, 4, 2, 1>{}));
 }
 
 template <class T>
 Status launch(const BnReluConv2dBwd& args, cudaStream_t stream) {
     Status status{"no kernel was compiled for the tile"};
-    with_shape(args, [&](auto shape, auto geometry) {
+    with_shape<T>(args, [&](auto shape, auto geometry) {
         using S = decltype(shape);
         const Window window = transposed_window_of(args.conv, S::HEIGHT, S::WIDTH);
         const int taken = S::bytes(args.conv.taps(), window.y.extent * window.x.extent);
@@ -100,7 +112,7 @@ Status launch(const BnReluConv2dBwd& args, cudaStream_t stream) {
 
 Status launch_bn_relu_conv2d_dgrad_window(const BnReluConv2dBwd& args) {
     if (!has_window(args.conv)) return {"the convolution has more taps or phases than a window"};
-    return on_halves(args.target, args.dtype, [&](auto t, cudaStream_t stream) { return launch<decltype(t)>(args, stream); });
+    return on_dtype(args.target, args.dtype, [&](auto t, cudaStream_t stream) { return launch<decltype(t)>(args, stream); });
 }
 
 }  // namespace fused_preact::cuda

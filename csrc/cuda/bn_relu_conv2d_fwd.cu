@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_fwd_ke
     const int slabs = S::MANY ? (conv.c + S::SLAB - 1) / S::SLAB : 1, first = blockIdx.y * S::OUT;
     const NormVectors<T, S> vectors(inputs + S::VECTORS_AT, slabs);
     const int tiles = int((pixels + S::PIXELS - 1) / S::PIXELS);
-    const bool inside = first + threadIdx.x % S::Out::CHUNKS * 8 < conv.k;
+    const bool inside = first + threadIdx.x % S::Out::CHUNKS * PER_CHUNK<T> < conv.k;
     const Prologue prologue = prologue_of(args.bn, args.relu);
 
     PixelLoader<T, S> loader(args.x, pixels, conv.c);
@@ -41,6 +41,7 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_fwd_ke
             if (S::MANY) turn ^= 1;
             apply_prologue(prologue, input, loader, slab, vectors);
             wait_for_copies();
+            if (S::MANY || tile == int(blockIdx.x)) round_weights<T, S::THREADS, S::OUT, typename S::In>(weight, 1);
             __syncthreads();
             if (slab == 0 && args.residual) copy_output_like<T, S>(staged, args.residual, outputs, first, conv.k);
             if (next || tile + int(gridDim.x) < tiles) {
@@ -64,7 +65,7 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_fwd_ke
 }
 
 // Of the shapes of fused_preact/backends/cuda/tiles.py, the one of this tile.
-template <class Body>
+template <class T, class Body>
 bool with_shape(const ConvTile& tile, int channels, Body&& body) {
     auto is = [&](auto shape) {
         using S = decltype(shape);
@@ -72,17 +73,25 @@ bool with_shape(const ConvTile& tile, int channels, Body&& body) {
         if (same) body(shape);
         return same;
     };
-    return is(FlatShape<128, 16, 16, false, 4, 1, 4>{}) || is(FlatShape<128, 32, 16, false, 4, 1, 4>{}) || is(FlatShape<128, 64, 16, false, 4, 1, 4>{}) ||
-           is(FlatShape<128, 64, 16, true, 4, 1, 4>{}) || is(FlatShape<128, 16, 32, false, 4, 1, 4>{}) || is(FlatShape<128, 32, 32, false, 4, 1, 4>{}) ||
-           is(FlatShape<128, 64, 32, false, 4, 1, 3>{}) || is(FlatShape<128, 64, 32, true, 4, 1, 3>{}) || is(FlatShape<128, 16, 64, false, 4, 1, 3>{}) ||
-           is(FlatShape<128, 32, 64, false, 4, 1, 3>{}) || is(FlatShape<64, 64, 64, false, 2, 2, 3>{}) || is(FlatShape<64, 64, 64, true, 2, 2, 3>{}) ||
-           is(FlatShape<128, 32, 128, false, 2, 4, 2>{}) || is(FlatShape<64, 64, 128, false, 2, 2, 3>{}) || is(FlatShape<64, 64, 128, true, 2, 2, 2>{});
+    if constexpr (sizeof(T) == 4)
+        return is(FlatShape<T, 128, 64, 16, false, 4, 1, 3>{}) || is(FlatShape<T, 128, 32, 32, false, 4, 1, 4>{}) ||
+               is(FlatShape<T, 128, 32, 32, true, 4, 1, 3>{}) || is(FlatShape<T, 128, 16, 64, false, 4, 1, 3>{}) ||
+               is(FlatShape<T, 64, 32, 64, false, 2, 2, 4>{}) || is(FlatShape<T, 64, 32, 64, true, 2, 2, 3>{});
+    else
+        return is(FlatShape<T, 128, 16, 16, false, 4, 1, 4>{}) || is(FlatShape<T, 128, 32, 16, false, 4, 1, 4>{}) ||
+               is(FlatShape<T, 128, 64, 16, false, 4, 1, 4>{}) || is(FlatShape<T, 128, 64, 16, true, 4, 1, 4>{}) ||
+               is(FlatShape<T, 128, 16, 32, false, 4, 1, 4>{}) || is(FlatShape<T, 128, 32, 32, false, 4, 1, 4>{}) ||
+               is(FlatShape<T, 128, 64, 32, false, 4, 1, 3>{}) || is(FlatShape<T, 128, 64, 32, true, 4, 1, 3>{}) ||
+               is(FlatShape<T, 128, 16, 64, false, 4, 1, 3>{}) || is(FlatShape<T, 128, 32, 64, false, 4, 1, 3>{}) ||
+               is(FlatShape<T, 64, 64, 64, false, 2, 2, 3>{}) || is(FlatShape<T, 64, 64, 64, true, 2, 2, 3>{}) ||
+               is(FlatShape<T, 128, 32, 128, false, 2, 4, 2>{}) || is(FlatShape<T, 64, 64, 128, false, 2, 2, 3>{}) ||
+               is(FlatShape<T, 64, 64, 128, true, 2, 2, 2>{});
 }
 
 template <class T>
 Status launch(const BnReluConv2dFwd& args, cudaStream_t stream) {
     Status status{"no kernel was compiled for the tile"};
-    with_shape(args.tile, args.conv.c, [&](auto shape) {
+    with_shape<T>(args.tile, args.conv.c, [&](auto shape) {
         using S = decltype(shape);
         static SharedMemoryLimit limit;
         status = launch_with_memory(bn_relu_conv2d_fwd_kernel<T, S>, limit, args.target.device, dim3(args.tile.blocks, (args.conv.k + S::OUT - 1) / S::OUT),
@@ -95,7 +104,7 @@ Status launch(const BnReluConv2dFwd& args, cudaStream_t stream) {
 
 Status launch_bn_relu_conv2d_fwd(const BnReluConv2dFwd& args) {
     if (!args.conv.pointwise()) return launch_bn_relu_conv2d_fwd_window(args);
-    return on_halves(args.target, args.dtype, [&](auto t, cudaStream_t stream) { return launch<decltype(t)>(args, stream); });
+    return on_dtype(args.target, args.dtype, [&](auto t, cudaStream_t stream) { return launch<decltype(t)>(args, stream); });
 }
 
 }  // namespace fused_preact::cuda

@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT)
     const Axis &down = conv.y, &across = conv.x;
     const int slabs = S::MANY ? (conv.c + S::SLAB - 1) / S::SLAB : 1, first = blockIdx.y * S::OUT;
     const int tiles = conv.n * ((down.out + S::HEIGHT - 1) / S::HEIGHT) * ((across.out + S::WIDTH - 1) / S::WIDTH);
-    const bool inside = first + threadIdx.x % S::Out::CHUNKS * 8 < conv.k;
+    const bool inside = first + threadIdx.x % S::Out::CHUNKS * PER_CHUNK<T> < conv.k;
     const Prologue prologue = prologue_of(args.bn, args.relu);
     auto copy_slab = [&](char* to, int slab) {
         copy_weights<T, S::THREADS, S::OUT, typename S::Weight>(to, args.weight, geometry.taps(), first, conv.k, slab * S::SLAB, conv.c);
@@ -37,16 +37,17 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT)
         Accumulators<S> accumulators;
         start_sums<S>(accumulators, args.bias, first, conv.k);
         for (int slab = 0; slab < slabs; ++slab) {
-            const int channel = slab * S::SLAB + threadIdx.x % S::In::CHUNKS * 8;
+            const int channel = slab * S::SLAB + threadIdx.x % S::In::CHUNKS * PER_CHUNK<T>;
             const bool has = channel < conv.c;
             const Image<T> image{static_cast<const T*>(args.x) + int64_t(at.image) * down.in * across.in * conv.c + channel, has ? down.in : 0, across.in, conv.c};
             with_prologue(prologue, [&](auto p) {
                 fill_window<T, S>(window, geometry, image, at, Activation<T, p()>(args.bn, args.bn_pitch, has ? channel : 0));
             });
             wait_for_copies();
+            char* const weight = weights + turn * weight_bytes;
+            if (S::MANY || tile == int(blockIdx.x)) round_weights<T, S::THREADS, S::OUT, typename S::Weight>(weight, geometry.taps());
             __syncthreads();
             if (slab == 0 && args.residual) copy_output_like<T, S>(staged, args.residual, outputs, first, conv.k);
-            const char* const weight = weights + turn * weight_bytes;
             const bool last = slab + 1 == slabs;
             if (S::MANY && !(last && tile + int(gridDim.x) >= tiles)) {
                 turn ^= 1;
@@ -70,24 +71,34 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT)
 }
 
 // The shapes of fused_preact/backends/cuda/tiles.py.
-template <class Body>
+template <class T, class Body>
 void with_shape(const BnReluConv2dFwd& args, Body body) {
     const WindowKernels<false, Body> kernels{args.conv, args.tile, args.conv.c, body};
-    static_cast<void>(kernels.is_3x3(WindowShape<16, 16, 16, 16, false, 4, 1, 4>{}) ||
-        kernels.is_3x3(WindowShape<16, 16, 32, 32, false, 8, 1, 2>{}) ||
-        kernels.is_3x3(WindowShape<8, 8, 64, 32, false, 2, 2, 3>{}) ||
-        kernels.is_3x3(WindowShape<8, 8, 64, 64, false, 2, 4, 2>{}) ||
-        kernels.is_3x3(WindowShape<8, 16, 32, 64, true, 4, 2, 1>{}) ||
-        kernels.is_any(WindowShape<8, 16, 16, 32, false, 4, 1, 4>{}) ||
-        kernels.is_any(WindowShape<8, 16, 32, 32, false, 4, 1, 4>{}) ||
-        kernels.is_any(WindowShape<8, 16, 32, 64, false, 4, 2, 2>{}) ||
-        kernels.is_any(WindowShape<8, 16, 32, 64, true, 4, 2, 2>{}));
+    if constexpr (sizeof(T) == 4)
+        static_cast<void>(kernels.is_3x3(WindowShape<T, 16, 16, 16, 16, false, 8, 1, 2>{}) ||
+            kernels.is_3x3(WindowShape<T, 16, 8, 32, 32, false, 4, 2, 2>{}) ||
+            kernels.is_3x3(WindowShape<T, 8, 8, 16, 32, true, 2, 2, 3>{}) ||
+            kernels.is_3x3(WindowShape<T, 8, 8, 16, 64, true, 2, 4, 2>{}) ||
+            kernels.is_any(WindowShape<T, 8, 8, 16, 32, false, 2, 2, 4>{}) ||
+            kernels.is_any(WindowShape<T, 8, 8, 16, 32, true, 2, 2, 4>{}) ||
+            kernels.is_any(WindowShape<T, 8, 8, 16, 64, false, 2, 4, 2>{}) ||
+            kernels.is_any(WindowShape<T, 8, 8, 16, 64, true, 2, 4, 2>{}));
+    else
+        static_cast<void>(kernels.is_3x3(WindowShape<T, 16, 16, 16, 16, false, 4, 1, 4>{}) ||
+        kernels.is_3x3(WindowShape<T, 16, 16, 32, 32, false, 8, 1, 2>{}) ||
+        kernels.is_3x3(WindowShape<T, 8, 8, 64, 32, false, 2, 2, 3>{}) ||
+        kernels.is_3x3(WindowShape<T, 8, 8, 64, 64, false, 2, 4, 2>{}) ||
+        kernels.is_3x3(WindowShape<T, 8, 16, 32, 64, true, 4, 2, 1>{}) ||
+        kernels.is_any(WindowShape<T, 8, 16, 16, 32, false, 4, 1, 4>{}) ||
+        kernels.is_any(WindowShape<T, 8, 16, 32, 32, false, 4, 1, 4>{}) ||
+        kernels.is_any(WindowShape<T, 8, 16, 32, 64, false, 4, 2, 2>{}) ||
+        kernels.is_any(WindowShape<T, 8, 16, 32, 64, true, 4, 2, 2>{}));
 }
 
 template <class T>
 Status launch(const BnReluConv2dFwd& args, cudaStream_t stream) {
     Status status{"no kernel was compiled for the tile"};
-    with_shape(args, [&](auto shape, auto geometry) {
+    with_shape<T>(args, [&](auto shape, auto geometry) {
         using S = decltype(shape);
         const Window window = window_of(args.conv, S::HEIGHT, S::WIDTH);
         const int taken = S::bytes(args.conv.taps(), window.y.extent * window.x.extent);
@@ -102,7 +113,7 @@ Status launch(const BnReluConv2dFwd& args, cudaStream_t stream) {
 
 Status launch_bn_relu_conv2d_fwd_window(const BnReluConv2dFwd& args) {
     if (!has_window(args.conv)) return {"the convolution has more taps or phases than a window"};
-    return on_halves(args.target, args.dtype, [&](auto t, cudaStream_t stream) { return launch<decltype(t)>(args, stream); });
+    return on_dtype(args.target, args.dtype, [&](auto t, cudaStream_t stream) { return launch<decltype(t)>(args, stream); });
 }
 
 }  // namespace fused_preact::cuda

@@ -12,27 +12,27 @@ namespace {
 template <class T, class S>
 __device__ inline void multiply_pixels(WgradSums<S>& sums, const char* dy, const char* z) {
     using In = typename S::X::In;
-    constexpr int STEPS = S::PIXELS / 16 / S::SHARES;
+    constexpr int AT_ONCE = 2 * PER_CHUNK<T>, STEPS = S::PIXELS / AT_ONCE / S::SHARES;
     const WgradWarp<S> warp;
-    const LaneOfDy dy_lane(warp.lane);
-    const LaneOfZ z_lane(warp.lane);
-    const int first = warp.share * STEPS * 16;
+    const LaneOfDy<T> dy_lane(warp.lane);
+    const LaneOfZ<T> z_lane(warp.lane);
+    const int first = warp.share * STEPS * AT_ONCE;
     uint32_t a_at[S::ROWS], b_at[S::COLUMNS / 2];
 #pragma unroll
     for (int i = 0; i < S::ROWS; ++i)
-        a_at[i] = shared_address(dy) + S::Out::at(first + dy_lane.pixel, warp.k / 8 + 2 * i + dy_lane.chunk);
+        a_at[i] = shared_address(dy) + S::Out::at(first + dy_lane.pixel, warp.k / PER_CHUNK<T> + i * (16 / PER_CHUNK<T>) + dy_lane.chunk) + dy_lane.byte;
 #pragma unroll
     for (int j = 0; j < S::COLUMNS / 2; ++j)
-        b_at[j] = shared_address(z) + In::at(first + z_lane.pixel, warp.c / 8 + 2 * j + z_lane.chunk);
+        b_at[j] = shared_address(z) + In::at(first + z_lane.pixel, warp.c / PER_CHUNK<T> + j * (16 / PER_CHUNK<T>) + z_lane.chunk) + z_lane.byte;
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
         uint32_t b[S::COLUMNS / 2][4];
 #pragma unroll
-        for (int j = 0; j < S::COLUMNS / 2; ++j) load_transposed(b[j], b_at[j] + step * 16 * In::BYTES);
+        for (int j = 0; j < S::COLUMNS / 2; ++j) z_lane.template load<In>(b[j], b_at[j] + step * AT_ONCE * In::BYTES);
 #pragma unroll
         for (int i = 0; i < S::ROWS; ++i) {
             uint32_t a[4];
-            load_transposed(a, a_at[i] + step * 16 * S::Out::BYTES);
+            dy_lane.template load<typename S::Out>(a, a_at[i] + step * AT_ONCE * S::Out::BYTES);
 #pragma unroll
             for (int j = 0; j < S::COLUMNS; ++j) multiply_add(sums[0][i][j], a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1], T{});
         }
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_wgrad_
     };
     start(blockIdx.x);
     ThreadNorm<T> norm;
-    if (args.bn) norm.load(args.bn, args.bn_pitch, has_x ? x.channel(c) : 0);
+    if (args.bn) norm = ThreadNorm<T>(args.bn + (has_x ? x.channel(c) : 0), args.bn_pitch);
 
     WgradSums<S> sums{};
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_wgrad_
 }
 
 // Of the shapes of fused_preact/backends/cuda/wgrad_tiles.py, the one of this tile.
-template <class Body>
+template <class T, class Body>
 bool with_shape(const WgradTile& tile, Body&& body) {
     auto is = [&](auto shape) {
         using S = decltype(shape);
@@ -89,14 +89,20 @@ bool with_shape(const WgradTile& tile, Body&& body) {
         if (same) body(shape);
         return same;
     };
-    return is(FlatWgradShape<128, 16, 64, 1, 1, 4>{}) || is(FlatWgradShape<128, 64, 16, 1, 1, 4>{}) || is(FlatWgradShape<128, 32, 64, 1, 2, 2>{}) ||
-           is(FlatWgradShape<128, 64, 32, 2, 1, 2>{}) || is(FlatWgradShape<64, 64, 64, 2, 2, 1>{});
+    if constexpr (sizeof(T) == 4)
+        return is(FlatWgradShape<T, 64, 16, 64, 1, 1, 4>{}) || is(FlatWgradShape<T, 64, 64, 16, 1, 1, 4>{}) ||
+               is(FlatWgradShape<T, 64, 32, 64, 1, 2, 2>{}) || is(FlatWgradShape<T, 64, 64, 32, 2, 1, 2>{}) ||
+               is(FlatWgradShape<T, 64, 64, 64, 2, 2, 1>{});
+    else
+        return is(FlatWgradShape<T, 128, 16, 64, 1, 1, 4>{}) || is(FlatWgradShape<T, 128, 64, 16, 1, 1, 4>{}) ||
+               is(FlatWgradShape<T, 128, 32, 64, 1, 2, 2>{}) || is(FlatWgradShape<T, 128, 64, 32, 2, 1, 2>{}) ||
+               is(FlatWgradShape<T, 64, 64, 64, 2, 2, 1>{});
 }
 
 template <class T, bool DEFERRED>
 Status launch(const BnReluConv2dBwd& args, cudaStream_t stream) {
     Status status{"no kernel was compiled for the tile"};
-    with_shape(args.wgrad, [&](auto shape) {
+    with_shape<T>(args.wgrad, [&](auto shape) {
         using S = decltype(shape);
         static SharedMemoryLimit limit;
         const dim3 blocks(args.wgrad.parts, (args.conv.k + S::K - 1) / S::K, (args.conv.c + S::C - 1) / S::C);
@@ -109,7 +115,7 @@ Status launch(const BnReluConv2dBwd& args, cudaStream_t stream) {
 
 Status launch_bn_relu_conv2d_wgrad(const BnReluConv2dBwd& args) {
     if (!args.conv.pointwise()) return launch_bn_relu_conv2d_wgrad_window(args);
-    return on_halves(args.target, args.dtype, [&](auto t, cudaStream_t stream) {
+    return on_dtype(args.target, args.dtype, [&](auto t, cudaStream_t stream) {
         using T = decltype(t);
         return args.dy_coeffs ? launch<T, true>(args, stream) : launch<T, false>(args, stream);
     });

@@ -31,7 +31,10 @@ __global__ void bn_relu_conv2d_wgrad_sum_kernel(const __grid_constant__ PartSums
     if (rows.row > 0 || !rows.inside) return;
     T* const dweight = static_cast<T*>(sum.dweight);
     if (sum.taps == 1) {
-        *reinterpret_cast<uint2*>(dweight + at) = {detail::narrow<false>({own[0], own[1]}, T{}), detail::narrow<false>({own[2], own[3]}, T{})};
+        if constexpr (sizeof(T) == 4)
+            store_channels(dweight + at, own);
+        else
+            *reinterpret_cast<uint2*>(dweight + at) = {detail::narrow<false>({own[0], own[1]}, T{}), detail::narrow<false>({own[2], own[3]}, T{})};
     } else {
         const int row = at / sum.c, k = row / sum.taps;
         T* const to = dweight + (int64_t(k) * sum.c + at - row * sum.c) * sum.taps + row - k * sum.taps;
@@ -49,7 +52,7 @@ Status launch_bn_relu_conv2d_wgrad_sum(const PartSums& given) {
         sum->columns = columns_of(*sum);
         blocks = std::max(blocks, (sum->size / 4 + sum->columns - 1) / sum->columns);
     }
-    return on_halves(args.target, args.dtype, [&](auto t, cudaStream_t stream) -> Status {
+    return on_dtype(args.target, args.dtype, [&](auto t, cudaStream_t stream) -> Status {
         bn_relu_conv2d_wgrad_sum_kernel<decltype(t)><<<dim3(blocks, args.count), THREADS, THREADS * sizeof(Values<4>), stream>>>(args);
         return {};
     });

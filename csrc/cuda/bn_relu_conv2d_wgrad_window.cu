@@ -27,7 +27,7 @@ struct GradientLoader {
     bool inside[Thread::COUNT];
 
     __device__ GradientLoader(const BnReluConv2dBwd& args, int first)
-        : conv(args.conv), channel(first + 8 * thread.chunk), row(thread.row / S::WIDTH), column(thread.row % S::WIDTH),
+        : conv(args.conv), channel(first + PER_CHUNK<T> * thread.chunk), row(thread.row / S::WIDTH), column(thread.row % S::WIDTH),
           source(args.dy, args.dy_x, args.dy_coeffs, conv.k, channel < conv.k ? channel : 0),
           own(static_cast<const T*>(args.dy) + (row * conv.x.out + column) * conv.k + channel) {}
 
@@ -66,25 +66,28 @@ struct AnyTaps {
     }
 
     __device__ void multiply(WgradSums<S>& sums, const char* dy, const char* window) const {
-        constexpr int STEPS = S::PIXELS / 16 / S::SHARES;
+        constexpr int AT_ONCE = 2 * PER_CHUNK<T>, STEPS = S::PIXELS / AT_ONCE / S::SHARES;
         const WgradWarp<S> warp;
-        const LaneOfDy dy_lane(warp.lane);
-        const LaneOfZ z_lane(warp.lane);
-        const int first = warp.share * STEPS * 16, next_rows = geometry.next_rows();
-        const uint32_t z = shared_address(window) + S::In::at(geometry.row_of(first + z_lane.pixel), warp.c / 8 + z_lane.chunk);
+        const LaneOfDy<T> dy_lane(warp.lane);
+        const LaneOfZ<T> z_lane(warp.lane);
+        const int first = warp.share * STEPS * AT_ONCE, next_rows = geometry.template next_rows<AT_ONCE>();
+        const uint32_t z =
+            shared_address(window) + S::In::at(geometry.row_of(first + z_lane.pixel), warp.c / PER_CHUNK<T> + z_lane.chunk) + z_lane.byte;
 #pragma unroll 1
         for (int step = 0; step < STEPS; ++step) {
             uint32_t a[S::ROWS][4];
 #pragma unroll
             for (int i = 0; i < S::ROWS; ++i)
-                load_transposed(a[i], shared_address(dy) + S::Out::at(first + step * 16 + dy_lane.pixel, warp.k / 8 + 2 * i + dy_lane.chunk));
+                dy_lane.template load<typename S::Out>(
+                    a[i], shared_address(dy) + dy_lane.byte +
+                              S::Out::at(first + step * AT_ONCE + dy_lane.pixel, warp.k / PER_CHUNK<T> + i * (16 / PER_CHUNK<T>) + dy_lane.chunk));
 #pragma unroll
             for (int tap = 0; tap < S::TAPS; ++tap) {
                 if (tap >= count) break;
 #pragma unroll
                 for (int j = 0; j < S::COLUMNS / 2; ++j) {
                     uint32_t b[4];
-                    load_transposed(b, z + step * next_rows + offsets[tap] + j * 32);
+                    z_lane.template load<typename S::In>(b, z + step * next_rows + offsets[tap] + j * 16 * int(sizeof(T)));
 #pragma unroll
                     for (int i = 0; i < S::ROWS; ++i) {
                         multiply_add(sums[tap][i][2 * j], a[i], b[0], b[1], T{});
@@ -96,8 +99,8 @@ struct AnyTaps {
     }
 };
 
-// 3x3 taps, without stride and dilation, over rows of 8 outputs. What is loaded of two rows of the window serves all three rows of taps: with the
-// outputs of the same rows, of those one row above, and of those two rows above, whose dy is still in registers.
+// 3x3 taps, without stride and dilation, over rows of 8 outputs. What is loaded of rows of the window, two of 16 bits and one of float32, serves
+// all three rows of taps: with the outputs of the same rows, of those one row above, and of those two rows above, whose dy is still in registers.
 template <class T, class S>
 struct Taps3x3 {
     using Geometry = Window3x3<S, false>;
@@ -107,33 +110,33 @@ struct Taps3x3 {
     __device__ Taps3x3(const Geometry&, int) {}
 
     __device__ void multiply(WgradSums<S>& sums, const char* dy, const char* window) const {
-        constexpr int PAIRS = S::HEIGHT / 2 / S::SHARES;
+        constexpr int ROWS = PER_CHUNK<T> / 4, STEPS = S::HEIGHT / ROWS / S::SHARES, LATE = 2 / ROWS;
         const WgradWarp<S> warp;
-        const LaneOfDy dy_lane(warp.lane);
-        const LaneOfZ z_lane(warp.lane);
-        const int row = warp.share * PAIRS * 2;
-        const uint32_t a_at = shared_address(dy) + S::Out::at(row * 8 + dy_lane.pixel, warp.k / 8 + dy_lane.chunk);
-        const uint32_t b_at =
-            shared_address(window) + S::In::at((row + z_lane.pixel / 8) * Geometry::WIDTH + z_lane.pixel % 8, warp.c / 8 + z_lane.chunk);
-        uint32_t above[4]{};
+        const LaneOfDy<T> dy_lane(warp.lane);
+        const LaneOfZ<T> z_lane(warp.lane);
+        const int row = warp.share * STEPS * ROWS;
+        const uint32_t a_at = shared_address(dy) + S::Out::at(row * 8 + dy_lane.pixel, warp.k / PER_CHUNK<T> + dy_lane.chunk) + dy_lane.byte;
+        const uint32_t b_at = shared_address(window) +
+                              S::In::at((row + z_lane.pixel / 8) * Geometry::WIDTH + z_lane.pixel % 8, warp.c / PER_CHUNK<T> + z_lane.chunk) + z_lane.byte;
+        uint32_t between[4]{}, above[4]{};
 #pragma unroll
-        for (int pair = 0; pair <= PAIRS; ++pair) {
+        for (int step = 0; step < STEPS + LATE; ++step) {
             uint32_t own[4]{};
-            if (pair < PAIRS) load_transposed(own, a_at + pair * 16 * S::Out::BYTES);
-            const uint32_t between[4] = {above[2], above[3], own[0], own[1]};
+            if (step < STEPS) dy_lane.template load<typename S::Out>(own, a_at + step * ROWS * 8 * S::Out::BYTES);
+            if (ROWS == 2) between[0] = above[2], between[1] = above[3], between[2] = own[0], between[3] = own[1];
 #pragma unroll
             for (int tap = 0; tap < 3; ++tap) {
                 uint32_t b[4];
-                load_transposed(b, b_at + (pair * 2 * Geometry::WIDTH + tap) * S::In::BYTES);
+                z_lane.template load<typename S::In>(b, b_at + (step * ROWS * Geometry::WIDTH + tap) * S::In::BYTES);
 #pragma unroll
                 for (int j = 0; j < 2; ++j) {
-                    if (pair < PAIRS) multiply_add(sums[tap][0][j], own, b[2 * j], b[2 * j + 1], T{});
-                    multiply_add(sums[3 + tap][0][j], between, b[2 * j], b[2 * j + 1], T{});
-                    if (pair > 0) multiply_add(sums[6 + tap][0][j], above, b[2 * j], b[2 * j + 1], T{});
+                    if (step < STEPS) multiply_add(sums[tap][0][j], own, b[2 * j], b[2 * j + 1], T{});
+                    if (step >= LATE - 1 && step <= STEPS) multiply_add(sums[3 + tap][0][j], between, b[2 * j], b[2 * j + 1], T{});
+                    if (step >= LATE) multiply_add(sums[6 + tap][0][j], above, b[2 * j], b[2 * j + 1], T{});
                 }
             }
 #pragma unroll
-            for (int i = 0; i < 4; ++i) above[i] = own[i];
+            for (int i = 0; i < 4; ++i) above[i] = ROWS == 2 ? own[i] : between[i], between[i] = own[i];
         }
     }
 };
@@ -151,11 +154,11 @@ __global__ void __launch_bounds__(S::THREADS* S::GROUPS, S::RESIDENT)
     const int tiles = conv.n * TileAt::along(down.out, S::HEIGHT) * TileAt::along(across.out, S::WIDTH);
     const int slabs = TileAt::along(conv.c, S::C), first_tap = blockIdx.z / slabs * S::TAPS, first_k = blockIdx.y * S::K, first_c = blockIdx.z % slabs * S::C;
     // The thread's first of x.
-    const int c = first_c + threadIdx.x % S::In::CHUNKS * 8;
+    const int c = first_c + threadIdx.x % S::In::CHUNKS * PER_CHUNK<T>;
     const bool has_x = c < conv.c;
     const Prologue prologue = prologue_of(args.bn, args.relu);
     ThreadNorm<T> norm;
-    if (args.bn) norm.load(args.bn, args.bn_pitch, has_x ? c : 0);
+    if (args.bn) norm = ThreadNorm<T>(args.bn + (has_x ? c : 0), args.bn_pitch);
     const Taps taps(geometry, first_tap);
 
     WindowLoader<T, S, typename Taps::Geometry, uint4> x;
@@ -199,9 +202,13 @@ bool with_shape(const BnReluConv2dBwd& args, Body&& body) {
     };
     auto is_3x3 = [&](auto shape) { return is(shape, Type<Taps3x3<T, decltype(shape)>>{}, args.conv.dense_3x3()); };
     auto is_any = [&](auto shape) { return is(shape, Type<AnyTaps<T, decltype(shape)>>{}, !args.conv.dense_3x3()); };
-    return is_3x3(WindowWgradShape<32, 8, 16, 16, 9, 1, 1, 4>{}) || is_3x3(WindowWgradShape<16, 8, 32, 32, 9, 2, 2, 1>{}) ||
-           is_3x3(WindowWgradShape<8, 8, 32, 32, 9, 2, 2, 1>{}) || is_any(WindowWgradShape<8, 8, 32, 32, 9, 2, 2, 1>{}) ||
-           is_any(WindowWgradShape<8, 8, 64, 64, 1, 2, 2, 1>{});
+    if constexpr (sizeof(T) == 4)
+        return is_3x3(WindowWgradShape<T, 16, 8, 16, 16, 9, 1, 1, 4>{}) || is_3x3(WindowWgradShape<T, 8, 8, 32, 32, 9, 2, 2, 1>{}) ||
+               is_any(WindowWgradShape<T, 8, 8, 32, 32, 9, 2, 2, 1>{}) || is_any(WindowWgradShape<T, 8, 8, 64, 64, 1, 2, 2, 1>{});
+    else
+        return is_3x3(WindowWgradShape<T, 32, 8, 16, 16, 9, 1, 1, 4>{}) || is_3x3(WindowWgradShape<T, 16, 8, 32, 32, 9, 2, 2, 1>{}) ||
+               is_3x3(WindowWgradShape<T, 8, 8, 32, 32, 9, 2, 2, 1>{}) || is_any(WindowWgradShape<T, 8, 8, 32, 32, 9, 2, 2, 1>{}) ||
+               is_any(WindowWgradShape<T, 8, 8, 64, 64, 1, 2, 2, 1>{});
 }
 
 template <class T, bool DEFERRED>
@@ -223,7 +230,7 @@ Status launch(const BnReluConv2dBwd& args, cudaStream_t stream) {
 
 Status launch_bn_relu_conv2d_wgrad_window(const BnReluConv2dBwd& args) {
     if (!has_window(args.conv)) return {"the convolution has more taps or phases than a window"};
-    return on_halves(args.target, args.dtype, [&](auto t, cudaStream_t stream) {
+    return on_dtype(args.target, args.dtype, [&](auto t, cudaStream_t stream) {
         using T = decltype(t);
         return args.dy_coeffs ? launch<T, true>(args, stream) : launch<T, false>(args, stream);
     });

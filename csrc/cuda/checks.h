@@ -32,8 +32,8 @@ inline bool impossible(const Axis& a) {
 }
 
 inline const char* impossible(const Conv& a, Dtype dtype) {
-    if (dtype == Dtype::float32) return "expected a dtype of 16 bits";
-    if (a.n < 1 || a.c < 8 || a.k < 8 || a.c % 8 || a.k % 8) return "expected a pixel, and channels in multiples of 8";
+    const int chunk = dtype == Dtype::float32 ? 4 : 8;
+    if (a.n < 1 || a.c < chunk || a.k < chunk || a.c % chunk || a.k % chunk) return "expected a pixel, and channels in whole chunks of 16 bytes";
     if (impossible(a.y) || impossible(a.x)) return "expected a kernel that fits the padded input, and the output that it gives";
     return nullptr;
 }

@@ -4,6 +4,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace fused_preact::cuda {
 
@@ -12,6 +13,9 @@ using f16 = __half;
 
 template <class T>
 constexpr int PER_CHUNK = 16 / sizeof(T);
+// Two neighbouring channels, in memory.
+template <class T>
+using Pair = std::conditional_t<sizeof(T) == 4, float2, uint32_t>;
 
 // Values of N channels of a pixel: a chunk, or where channels do not come in chunks, one.
 template <int N>
@@ -52,6 +56,14 @@ __device__ inline uint32_t narrow(float2 pair, f16) {
     else
         asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(pair.y), "f"(pair.x));
     return bits;
+}
+
+// Two channels of float32 are a pair as they are.
+__device__ inline float2 wide(float2 pair, float) { return pair; }
+template <bool RELU>
+__device__ inline float2 narrow(float2 pair, float) {
+    static_assert(!RELU);
+    return pair;
 }
 
 __device__ inline float relu(float v) {

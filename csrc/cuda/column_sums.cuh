@@ -1,4 +1,4 @@
-// Two sums of each output channel over the pixels of a tile, on the tensor cores.
+// Two sums of each output channel over the pixels of a tile: on the tensor cores, and from what threads added up.
 #pragma once
 #include "conv_shape.cuh"
 #include "ptx.cuh"
@@ -45,16 +45,36 @@ struct ColumnSums {
             }
     }
 
-    // The two sums of channel threadIdx.x, over so many rows of `sums`.
-    static __device__ float2 of_column(const float* sums, int rows) {
-        float2 total{};
-        if (threadIdx.x < S::OUT)
-            for (int row = 0; row < rows; ++row) {
-                total.x += sums[row * 2 * S::OUT + threadIdx.x];
-                total.y += sums[(row * 2 + 1) * S::OUT + threadIdx.x];
-            }
-        return total;
-    }
 };
+
+// Two sums of the thread's channels, which it has in the tile's layout, as [2, OUT] in the warp's row of `sums`.
+template <class S, int N>
+__device__ inline void store_warp_sums(float* sums, Values<N>& first, Values<N>& second) {
+    constexpr int CHUNKS = S::Out::CHUNKS;
+    static_assert(CHUNKS <= 32);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int apart = CHUNKS; apart < 32; apart *= 2)
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            first[i] += __shfl_xor_sync(~0u, first[i], apart);
+            second[i] += __shfl_xor_sync(~0u, second[i], apart);
+        }
+    if (lane >= CHUNKS) return;
+    store_channels(sums + warp * 2 * S::OUT + N * lane, first);
+    store_channels(sums + (warp * 2 + 1) * S::OUT + N * lane, second);
+}
+
+// The two sums of channel threadIdx.x, over so many rows of `sums`.
+template <class S>
+__device__ inline float2 of_column(const float* sums, int rows) {
+    float2 total{};
+    if (threadIdx.x < S::OUT)
+        for (int row = 0; row < rows; ++row) {
+            total.x += sums[row * 2 * S::OUT + threadIdx.x];
+            total.y += sums[(row * 2 + 1) * S::OUT + threadIdx.x];
+        }
+    return total;
+}
 
 }  // namespace fused_preact::cuda

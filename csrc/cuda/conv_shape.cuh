@@ -1,44 +1,53 @@
 // What a convolution kernel is compiled for: the tile of a block, and how its shared memory is laid out.
 #pragma once
-#include "chunk.cuh"
+#include "norm.cuh"
 
 namespace fused_preact::cuda {
 
-// Rows of 16-bit channels in shared memory. Any 8 consecutive rows have the same chunk in 8 different groups of banks, so that ldmatrix and
+// Rows of channels in shared memory. Any 8 consecutive rows have the same chunk in 8 different groups of banks, so that ldmatrix and
 // 16-byte accesses meet no conflict: chunks change places within a row, by the row.
-template <int CHANNELS>
+template <class T, int CHANNELS>
 struct Swizzled {
-    static constexpr int CHUNKS = CHANNELS / 8, BYTES = CHANNELS * 2;
+    static constexpr int CHUNKS = CHANNELS / PER_CHUNK<T>, BYTES = CHANNELS * sizeof(T);
     static constexpr int ROWS_APART = CHUNKS < 8 ? 8 / CHUNKS : 1, PLACES = CHUNKS < 8 ? CHUNKS : 8;
     static_assert((CHUNKS & (CHUNKS - 1)) == 0);
 
     // Offset in bytes. Rows that differ by a multiple of 8 differ by that many BYTES.
-    static __device__ int at(int row, int chunk) { return row * BYTES + ((chunk ^ (row / ROWS_APART % PLACES)) << 4); }
+    static __device__ int at(int row, int chunk) { return row * BYTES + ((chunk ^ place(row / ROWS_APART % PLACES)) << 4); }
+
+  private:
+    // Accumulators are stored 4 rows at a time; of float32 they have two chunks of each, which must not change places with one another.
+    static __device__ int place(int row) { return sizeof(T) == 2 || PLACES < 4 ? row : row % (PLACES / 2) * 2 + row / (PLACES / 2); }
 };
 
-// The same, by a chunk of padding: a shift of rows, as a tap is one, is a constant. It takes more memory.
-template <int CHANNELS>
+// The same, by chunks of padding up to an odd number: a shift of rows, as a tap is one, is a constant. It takes more memory.
+template <class T, int CHANNELS, int PADDING = CHANNELS / PER_CHUNK<T> % 2 ? 0 : 1>
 struct Padded {
-    static constexpr int CHUNKS = CHANNELS / 8, BYTES = (CHUNKS | 1) * 16;
+    static constexpr int CHUNKS = CHANNELS / PER_CHUNK<T>, BYTES = (CHUNKS + PADDING) * 16;
 
     static __device__ int at(int row, int chunk) { return row * BYTES + chunk * 16; }
 };
 
+// Where rows are what is summed over: Halves, of 16 bits. ldmatrix can't transpose float32: lanes load words of 4 rows x 8 columns, which two
+// chunks of padding put into 32 banks.
+template <class T, int CHANNELS, class Halves = Padded<T, CHANNELS>>
+using SummedRows = std::conditional_t<sizeof(T) == 2, Halves, Padded<T, CHANNELS, 2>>;
+
 // A block computes HEIGHT x WIDTH pixels x OUT channels, from SLAB channels to be summed over at a time; MANY: there are more of them, and two
 // slabs in memory take turns. A warp has ROWS tiles of 16 pixels, COLUMNS of 8 channels.
-template <int HEIGHT_, int WIDTH_, int SLAB_, int OUT_, bool MANY_, int WARPS_DOWN, int WARPS_ACROSS, int RESIDENT_>
+template <class T, int HEIGHT_, int WIDTH_, int SLAB_, int OUT_, bool MANY_, int WARPS_DOWN, int WARPS_ACROSS, int RESIDENT_>
 struct BlockShape {
     static constexpr int HEIGHT = HEIGHT_, WIDTH = WIDTH_, PIXELS = HEIGHT * WIDTH, SLAB = SLAB_, OUT = OUT_, ACROSS = WARPS_ACROSS, RESIDENT = RESIDENT_;
     static constexpr bool MANY = MANY_, FLAT = HEIGHT == 1;
     static constexpr int WARPS = WARPS_DOWN * WARPS_ACROSS, THREADS = 32 * WARPS, BUFFERS = MANY ? 2 : 1;
     static constexpr int ROWS = PIXELS / (16 * WARPS_DOWN), COLUMNS = OUT / (8 * WARPS_ACROSS);
     // Of y, or what is like it.
-    using Out = Swizzled<OUT>;
+    using Out = Swizzled<T, OUT>;
     static constexpr int OUT_BYTES = PIXELS * Out::BYTES;
     // Warps that share the pixels of 16 output channels when sums are taken; each has so many of these groups.
     static constexpr int GROUPS = OUT / 16, WIDE = GROUPS < WARPS ? GROUPS : WARPS, SHARES = WARPS / WIDE, OWN_GROUPS = GROUPS / WIDE;
     static constexpr int SUMS_BYTES = WARPS * 2 * OUT * 4;
-    static_assert(PIXELS % (16 * WARPS_DOWN) == 0 && OUT % (16 * WARPS_ACROSS) == 0 && SLAB % 16 == 0 && THREADS >= OUT);
+    static_assert(PIXELS % (16 * WARPS_DOWN) == 0 && OUT % (16 * WARPS_ACROSS) == 0 && SLAB % (2 * PER_CHUNK<T>) == 0 && THREADS >= OUT);
     static_assert(PIXELS % (16 * SHARES) == 0 && GROUPS % WIDE == 0);
     static_assert(PIXELS * Out::CHUNKS % THREADS == 0);
     // A thread's chunks of the output are whole rows of the tile apart.
@@ -47,25 +56,25 @@ struct BlockShape {
 
 // Of a pointwise convolution, whose pixels are a list. Shared memory: slabs of z and of the weight, y (before that the residual), what each warp
 // sums, and vectors of the norm.
-template <int PIXELS_, int SLAB_, int OUT_, bool MANY_, int WARPS_DOWN, int WARPS_ACROSS, int RESIDENT_>
-struct FlatShape : BlockShape<1, PIXELS_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_> {
-    using Base = BlockShape<1, PIXELS_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_>;
-    using In = Swizzled<SLAB_>;
+template <class T, int PIXELS_, int SLAB_, int OUT_, bool MANY_, int WARPS_DOWN, int WARPS_ACROSS, int RESIDENT_>
+struct FlatShape : BlockShape<T, 1, PIXELS_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_> {
+    using Base = BlockShape<T, 1, PIXELS_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_>;
+    using In = Swizzled<T, SLAB_>;
     static_assert(PIXELS_ * In::CHUNKS % Base::THREADS == 0);
     static constexpr int IN_BYTES = PIXELS_ * In::BYTES, WEIGHT_BYTES = OUT_ * In::BYTES;
     static constexpr int WEIGHTS_AT = Base::BUFFERS * IN_BYTES, OUT_AT = WEIGHTS_AT + Base::BUFFERS * WEIGHT_BYTES;
     static constexpr int SUMS_AT = OUT_AT + Base::OUT_BYTES, VECTORS_AT = SUMS_AT + Base::SUMS_BYTES;
 
-    static constexpr int bytes(int channels) { return VECTORS_AT + (channels + SLAB_ - 1) / SLAB_ * SLAB_ * 8; }
+    static constexpr int bytes(int channels) { return VECTORS_AT + (channels + SLAB_ - 1) / SLAB_ * SLAB_ * 4 * Norm<T, 1>::VECTORS; }
 };
 
 // Of a convolution that reads a window of pixels. Shared memory: y, what each warp sums, slabs of the weight, all its taps, and a slab of the window.
-template <int HEIGHT_, int WIDTH_, int SLAB_, int OUT_, bool MANY_, int WARPS_DOWN, int WARPS_ACROSS, int RESIDENT_>
-struct WindowShape : BlockShape<HEIGHT_, WIDTH_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_> {
-    using Base = BlockShape<HEIGHT_, WIDTH_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_>;
-    using In = Padded<SLAB_>;
+template <class T, int HEIGHT_, int WIDTH_, int SLAB_, int OUT_, bool MANY_, int WARPS_DOWN, int WARPS_ACROSS, int RESIDENT_>
+struct WindowShape : BlockShape<T, HEIGHT_, WIDTH_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_> {
+    using Base = BlockShape<T, HEIGHT_, WIDTH_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_>;
+    using In = Padded<T, SLAB_>;
     // Of a tap: a row for each output channel.
-    using Weight = Padded<SLAB_>;
+    using Weight = Padded<T, SLAB_>;
     static constexpr int TAP_BYTES = OUT_ * Weight::BYTES, SUMS_AT = Base::OUT_BYTES, WEIGHTS_AT = SUMS_AT + Base::SUMS_BYTES;
 
     static constexpr int window_at(int taps) { return WEIGHTS_AT + Base::BUFFERS * taps * TAP_BYTES; }
@@ -73,12 +82,12 @@ struct WindowShape : BlockShape<HEIGHT_, WIDTH_, SLAB_, OUT_, MANY_, WARPS_DOWN,
 };
 
 // Of the gradient of a pointwise convolution's input; channels are summed over that dy has. Shared memory: dz, x, z, slabs of the weight and of dy.
-template <int PIXELS_, int SLAB_, int OUT_, bool MANY_, int WARPS_DOWN, int WARPS_ACROSS, int RESIDENT_>
-struct FlatGradShape : BlockShape<1, PIXELS_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_> {
-    using Base = BlockShape<1, PIXELS_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_>;
-    using In = Swizzled<SLAB_>;
+template <class T, int PIXELS_, int SLAB_, int OUT_, bool MANY_, int WARPS_DOWN, int WARPS_ACROSS, int RESIDENT_>
+struct FlatGradShape : BlockShape<T, 1, PIXELS_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_> {
+    using Base = BlockShape<T, 1, PIXELS_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_>;
+    using In = Swizzled<T, SLAB_>;
     // A row for each channel of dy.
-    using Weight = Padded<OUT_>;
+    using Weight = SummedRows<T, OUT_>;
     static_assert(PIXELS_ * In::CHUNKS % Base::THREADS == 0 && Base::SUMS_BYTES <= 2 * Base::OUT_BYTES);
     static constexpr int IN_BYTES = PIXELS_ * In::BYTES, TAP_BYTES = SLAB_ * Weight::BYTES;
     static constexpr int X_AT = Base::OUT_BYTES, Z_AT = 2 * Base::OUT_BYTES;
@@ -89,11 +98,11 @@ struct FlatGradShape : BlockShape<1, PIXELS_, SLAB_, OUT_, MANY_, WARPS_DOWN, WA
 };
 
 // Of the gradient of an input that is read by windows. Shared memory: dz, x, slabs of the weight, all its taps, and a slab of the window of dy.
-template <int HEIGHT_, int WIDTH_, int SLAB_, int OUT_, bool MANY_, int WARPS_DOWN, int WARPS_ACROSS, int RESIDENT_>
-struct WindowGradShape : BlockShape<HEIGHT_, WIDTH_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_> {
-    using Base = BlockShape<HEIGHT_, WIDTH_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_>;
-    using In = Padded<SLAB_>;
-    using Weight = Padded<OUT_>;
+template <class T, int HEIGHT_, int WIDTH_, int SLAB_, int OUT_, bool MANY_, int WARPS_DOWN, int WARPS_ACROSS, int RESIDENT_>
+struct WindowGradShape : BlockShape<T, HEIGHT_, WIDTH_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_> {
+    using Base = BlockShape<T, HEIGHT_, WIDTH_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_>;
+    using In = Padded<T, SLAB_>;
+    using Weight = SummedRows<T, OUT_>;
     static_assert(Base::SUMS_BYTES <= 2 * Base::OUT_BYTES);
     static constexpr int TAP_BYTES = SLAB_ * Weight::BYTES, X_AT = Base::OUT_BYTES, WEIGHTS_AT = 2 * Base::OUT_BYTES;
 

@@ -20,13 +20,16 @@ __device__ inline void start_sums(Accumulators<S>& sums, const float* bias, int 
 // `staged` has the residual, if there is one, and then y.
 template <bool RESIDUAL, class T, class S>
 __device__ inline void stage_output(char* staged, const Accumulators<S>& sums) {
+    // That share a chunk: each has two channels of 8.
+    constexpr int LANES = PER_CHUNK<T> / 2;
     const WarpTile<S> warp;
 #pragma unroll
     for (int j = 0; j < S::COLUMNS; ++j) {
-        char* const column = staged + S::Out::at(warp.pixel + warp.lane / 4, warp.channel / 8 + j) + 4 * (warp.lane % 4);
+        const int chunk = warp.channel / PER_CHUNK<T> + j * (8 / PER_CHUNK<T>) + (LANES < 4 ? warp.lane % 4 / LANES : 0);
+        char* const column = staged + S::Out::at(warp.pixel + warp.lane / 4, chunk) + warp.lane % LANES * (16 / LANES);
 #pragma unroll
         for (int i = 0; i < 2 * S::ROWS; ++i) {
-            uint32_t* const pair = reinterpret_cast<uint32_t*>(column + i * 8 * S::Out::BYTES);
+            Pair<T>* const pair = reinterpret_cast<Pair<T>*>(column + i * 8 * S::Out::BYTES);
             float2 value{sums[i / 2][j][i % 2 * 2], sums[i / 2][j][i % 2 * 2 + 1]};
             if (RESIDUAL) {
                 const float2 residual = detail::wide(*pair, T{});
@@ -58,7 +61,7 @@ template <class T, class S>
 __device__ inline void store_output(void* y, const char* staged, const Outputs<S>& outputs, int first, int k) {
     using Thread = Walk<S::THREADS, S::PIXELS, S::Out::CHUNKS>;
     const Thread thread;
-    const int channel = first + 8 * thread.chunk;
+    const int channel = first + PER_CHUNK<T> * thread.chunk;
     T* const to = static_cast<T*>(y) + outputs.at(thread, channel);
     const int step = outputs.template step<Thread>();
     each_output<S>(outputs, channel < k, [&](int at, int i) { *reinterpret_cast<uint4*>(to + int64_t(i) * step) = *reinterpret_cast<const uint4*>(staged + at); });

@@ -17,6 +17,23 @@ struct WarpTile {
 template <class S>
 using Accumulators = float[S::ROWS][S::COLUMNS][4];
 
+// Rows of a weight that are summed over: fragments of 16 columns and of as many rows as one multiplication takes.
+template <class T, class Layout>
+struct SummedWeight {
+    uint32_t own;  // what the lane loads first
+
+    // Columns from `channel` on.
+    __device__ SummedWeight(const char* weight, int channel) {
+        const int lane = threadIdx.x % 32;
+        own = shared_address(weight) +
+              (sizeof(T) == 2 ? Layout::at(lane % 16, channel / 8 + lane / 16) : lane % 4 * Layout::BYTES + (channel + lane / 4) * 4);
+    }
+    // The step-th rows and the j-th 16 columns, `offset` bytes away.
+    __device__ void load(uint32_t (&b)[4], int step, int j, int offset = 0) const {
+        load_summed<T, Layout>(b, own + offset + step * 2 * PER_CHUNK<T> * Layout::BYTES + j * 16 * int(sizeof(T)));
+    }
+};
+
 // sums += slab of z * slab of the weight, transposed
 template <class T, class S>
 __device__ inline void multiply_slab(Accumulators<S>& sums, const char* slab, const char* weight) {
@@ -25,8 +42,8 @@ __device__ inline void multiply_slab(Accumulators<S>& sums, const char* slab, co
     const int lane = warp.lane;
     const uint32_t z = shared_address(slab), w = shared_address(weight);
 #pragma unroll
-    for (int step = 0; step < S::SLAB / 16; ++step) {
-        // Lanes 0-15 name the rows of a 16x16 tile's first 8 channels, the others those of the last 8.
+    for (int step = 0; step < In::CHUNKS / 2; ++step) {
+        // Lanes 0-15 name the rows of the first chunk of 16 rows, the others those of the second. Words of float32 are what mma wants of tf32.
         const uint32_t z_row = z + In::at(warp.pixel + lane % 16, 2 * step + lane / 16);
         const uint32_t w_row = w + In::at(warp.channel + lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2);
         uint32_t b[S::COLUMNS / 2][4];

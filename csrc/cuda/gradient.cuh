@@ -1,45 +1,40 @@
 // dy between its arrival in registers and the tensor cores: as it is, or deferred.
 #pragma once
+#include "norm.cuh"
 #include "ptx.cuh"
 #include "records.h"
 
 namespace fused_preact::cuda {
 
-// Where chunks of dy come from; k: channels of a pixel. The thread has those from `channel` on.
+// Where chunks of dy come from, as the tensor cores take them; k: channels of a pixel. The thread has those from `channel` on.
 template <class T, bool DEFERRED>
 struct Gradient {
     using Raw = uint4;
 
     __device__ Gradient(const void*, const void*, const float*, int, int) {}
     __device__ Raw read(const T* from) const { return *reinterpret_cast<const uint4*>(from); }
-    __device__ uint4 chunk(const Raw& raw) const { return raw; }
+    __device__ uint4 chunk(const Raw& raw) const { return operand(raw, T{}); }
 };
 
-// dy = a*dy + b*(dy_x - mean) + c, rounded once. dy_coeffs: (a, b, mean, c).
+// dy = a*dy + b*(dy_x - mean) + c, rounded once.
 template <class T>
 struct Gradient<T, true> {
     struct Raw {
         uint4 dy, x;
     };
     const T *dy, *x;
-    Values<8> a, b, shift;
+    NormGrad<T, PER_CHUNK<T>> grad;
 
     __device__ Gradient(const void* dy, const void* dy_x, const float* dy_coeffs, int k, int channel)
-        : dy(static_cast<const T*>(dy)), x(static_cast<const T*>(dy_x)), a(channels<8>(dy_coeffs + channel)), b(channels<8>(dy_coeffs + k + channel)) {
-        const Values<8> mean = channels<8>(dy_coeffs + 2 * k + channel);
-        shift = channels<8>(dy_coeffs + 3 * k + channel);
-        // a*dy + (b*dy_x + (c - b*mean))
-#pragma unroll
-        for (int i = 0; i < 8; ++i) shift[i] = fmaf(-b[i], mean[i], shift[i]);
-    }
+        : dy(static_cast<const T*>(dy)), x(static_cast<const T*>(dy_x)), grad(dy_coeffs + channel, k) {}
     // from: in dy; dy_x has its chunk at the same place.
     __device__ Raw read(const T* from) const { return {*reinterpret_cast<const uint4*>(from), *reinterpret_cast<const uint4*>(x + (from - dy))}; }
     __device__ uint4 chunk(const Raw& raw) const {
-        Values<8> value = unpacked<T>(raw.dy);
-        const Values<8> other = unpacked<T>(raw.x);
+        Values<PER_CHUNK<T>> value = unpacked<T>(raw.dy);
+        const Values<PER_CHUNK<T>> other = unpacked<T>(raw.x);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) value[i] = fmaf(a[i], value[i], fmaf(b[i], other[i], shift[i]));
-        return packed<false, T>(value);
+        for (int i = 0; i < PER_CHUNK<T>; ++i) value[i] = grad(value[i], other[i], i);
+        return operand(packed<false, T>(value), T{});
     }
 };
 

@@ -1,8 +1,6 @@
 // From accumulators of dz to what `emit` says: g, sums, dx.
 #pragma once
-#include "column_sums.cuh"
-#include "epilogue.cuh"
-#include "prologue.cuh"
+#include "grad_sums.cuh"
 
 namespace fused_preact::cuda {
 
@@ -13,24 +11,27 @@ __device__ inline uint32_t alive(uint32_t z) {
     return bits;
 }
 
-// The end of a dgrad kernel. A thread has the same 8 channels of x in all tiles.
-template <class T, class S>
-struct InputGrad {
-    const BnReluConv2dBwd& args;
-    int first, channel;  // of the block, of the thread
-    bool inside;         // whether x has the thread's channels
-    // Sums are about a value near the mean, where that is large: sums about 0 would lose it.
-    bool shifted = false;
-    ColumnSums<T, S> sums;
+// g of a chunk of dz: of 16 bits it stops where z, as it is rounded, is 0, of float32 where bn(x) is not positive.
+__device__ inline uint4 masked(uint4 dz, uint4 z) { return {dz.x & alive(z.x), dz.y & alive(z.y), dz.z & alive(z.z), dz.w & alive(z.w)}; }
+template <class T>
+__device__ inline uint4 masked(uint4 dz, uint4 x, const ThreadNorm<T>& norm) {
+    if constexpr (sizeof(T) == 2) return masked(dz, activated<Prologue::norm_relu, T>(x, norm));
+    Values<PER_CHUNK<T>> g = unpacked<T>(dz);
+    const Values<PER_CHUNK<T>> in = unpacked<T>(x);
+#pragma unroll
+    for (int i = 0; i < PER_CHUNK<T>; ++i) g[i] = norm(in[i], i) <= 0 ? 0 : g[i];
+    return packed<false, T>(g);
+}
 
-    __device__ InputGrad(const BnReluConv2dBwd& args, int first)
-        : args(args), first(first), channel(first + threadIdx.x % S::Out::CHUNKS * 8), inside(channel < args.conv.c) {}
+// The end of a dgrad kernel.
+template <class T, class S>
+struct InputGrad : GradSums<T, S> {
+    using Sums = GradSums<T, S>;
+    using Sums::Sums, Sums::args, Sums::first, Sums::channel, Sums::inside;
 
     // All threads must come.
     __device__ void start() {
-        if (!args.sums) return;
-        const int own = first + threadIdx.x;
-        shifted = __syncthreads_or(threadIdx.x < S::OUT && own < args.conv.c && shift_of(own) != 0);
+        if (args.sums) Sums::start_sums();
     }
 
     // add_dz of a tile and x, unless it is there (null), on their way into shared memory.
@@ -39,7 +40,7 @@ struct InputGrad {
         if (args.add_dz) copy_output_like<T, S>(staged, args.add_dz, outputs, first, args.conv.c);
     }
 
-    // `staged` has add_dz, if there is one, and then dz, as it is rounded.
+    // `staged` has add_dz, if there is one, and then dz, as it is stored.
     __device__ void stage(char* staged, const Accumulators<S>& dz) const {
         if (args.add_dz)
             stage_output<true, T, S>(staged, dz);
@@ -56,22 +57,19 @@ struct InputGrad {
         else
             masked ? each<true, false, Z>(staged, x, z, outputs) : each<false, false, Z>(staged, x, z, outputs);
         if (!args.sums) return;
-        if (shifted) shift(x);
-        __syncthreads();
-        sums.add(x, staged);
+        if (Sums::shifted) Sums::shift(x);
+        Sums::add_tile(x, staged);
     }
 
     // The block's tile of sums, and zeros in those that no block has. memory: SUMS_BYTES that nobody uses any more. All threads must come.
-    __device__ void store_sums(float* memory) const {
+    __device__ void store_sums(float* memory) {
         if (!args.sums) return;
         __syncthreads();
-        sums.store(memory);
-        __syncthreads();
-        // sum g*xhat = invstd*(sum g*(x - shift) - (mean - shift)*sum g)
-        const float2 total = ColumnSums<T, S>::of_column(memory, S::SHARES);
+        // sum g*xhat = invstd * sum g*(x - mean)
+        const float2 total = Sums::total(memory);
         const int own = first + threadIdx.x, c = args.conv.c;
         if (threadIdx.x >= S::OUT || own >= c) return;
-        const float invstd = args.bn[args.bn_pitch + own], scaled = invstd * (total.y - (args.bn[own] - shift_of(own)) * total.x);
+        const float invstd = args.bn[args.bn_pitch + own], scaled = invstd * Sums::centred(total, own);
         for (int tile = blockIdx.x; tile < args.sums_tiles; tile += gridDim.x) {
             float* const at = args.sums + int64_t(tile) * 2 * c + own;
             at[0] = tile == blockIdx.x ? total.x : 0;
@@ -80,50 +78,34 @@ struct InputGrad {
     }
 
   private:
-    // The mean as T has it, if it is more than 8 deviations. Differences of x from it are exact, as long as they are small beside it.
-    __device__ float shift_of(int channel) const {
-        const float mean = args.bn[channel];
-        return fabsf(mean) * args.bn[args.bn_pitch + channel] > 8 ? widened(T(mean)) : 0;
-    }
-
     template <bool MASKED, bool DX, bool Z>
-    __device__ void each(char* staged, char* x, const char* z, const Outputs<S>& outputs) const {
+    __device__ void each(char* staged, char* x, const char* z, const Outputs<S>& outputs) {
         using Thread = Walk<S::THREADS, S::PIXELS, S::Out::CHUNKS>;
         const Thread thread;
         // Defined in any case: else registers keep them from tile to tile.
-        Values<8> scale{}, shift{}, a{}, b{}, c{};
+        ThreadNorm<T> norm{};
+        NormGrad<T, PER_CHUNK<T>> grad{};
         const int existing = inside ? channel : 0;
-        if (MASKED && !Z) {
-            const Norm<T, 8> norm(reloaded(args.bn) + existing, args.bn_pitch);
-            scale = norm.scale, shift = norm.shift;
-        }
-        if (DX) {
-            // dx = a*g + b*(x - mean) + c = a*g + (b*x + (c - b*mean))
-            const float* const own = reloaded(args.coeffs) + existing;
-            a = channels<8>(own), b = channels<8>(own + args.conv.c), c = channels<8>(own + 3 * args.conv.c);
-            const Values<8> mean = channels<8>(own + 2 * args.conv.c);
-#pragma unroll
-            for (int i = 0; i < 8; ++i) c[i] = fmaf(-b[i], mean[i], c[i]);
-        }
+        // The sums of float32 are about the mean.
+        const bool centred = norm.CENTRED && args.sums;
+        if ((MASKED && !Z) || centred) norm = ThreadNorm<T>(reloaded(args.bn) + existing, args.bn_pitch);
+        if (DX) grad = NormGrad<T, PER_CHUNK<T>>(reloaded(args.coeffs) + existing, args.conv.c);
         const int64_t first_at = outputs.at(thread, channel);
         const int step = outputs.template step<Thread>();
         T* const out = static_cast<T*>(args.out);
         auto chunk = [&](int at, int i) {
             uint4 g = *reinterpret_cast<const uint4*>(staged + at), raw{};
-            if ((MASKED && !Z) || DX) raw = *reinterpret_cast<const uint4*>(x + at);
-            if (MASKED) {
-                const uint4 own = Z ? *reinterpret_cast<const uint4*>(z + at) : activated<Prologue::norm_relu, T>(raw, scale, shift);
-                g = {g.x & alive(own.x), g.y & alive(own.y), g.z & alive(own.z), g.w & alive(own.w)};
-                if (args.sums) *reinterpret_cast<uint4*>(staged + at) = g;
-            }
+            if ((MASKED && !Z) || DX || centred) raw = *reinterpret_cast<const uint4*>(x + at);
+            if (MASKED) g = Z ? masked(g, *reinterpret_cast<const uint4*>(z + at)) : masked<T>(g, raw, norm);
+            if ((MASKED || centred) && args.sums) Sums::add_chunk(reinterpret_cast<uint4*>(staged + at), g, raw, norm);
             if (!out) return;
             const int64_t to = first_at + int64_t(i) * step;
             if (DX) {
-                const Values<8> in = unpacked<T>(raw), grad = unpacked<T>(g);
-                Values<8> dx;
+                const Values<PER_CHUNK<T>> in = unpacked<T>(raw);
+                Values<PER_CHUNK<T>> dx = unpacked<T>(g);
 #pragma unroll
-                for (int j = 0; j < 8; ++j) dx[j] = fmaf(a[j], grad[j], fmaf(b[j], in[j], c[j]));
-                if (args.residual_grad) dx.add(load<8>(static_cast<const T*>(args.residual_grad) + to));
+                for (int j = 0; j < PER_CHUNK<T>; ++j) dx[j] = grad(dx[j], in[j], j);
+                if (args.residual_grad) dx.add(load<PER_CHUNK<T>>(static_cast<const T*>(args.residual_grad) + to));
                 g = packed<false, T>(dx);
             }
             store_global(out + to, g);
@@ -134,28 +116,13 @@ struct InputGrad {
             for (int i = 0; i < Thread::COUNT; ++i) chunk(at + i * Thread::STEP * S::Out::BYTES, i);
             return;
         }
-        // What x does not have counts in no sum.
 #pragma unroll 1
         for (int i = 0; i < Thread::COUNT; ++i) {
             const int own = at + i * Thread::STEP * S::Out::BYTES;
             if (inside && outputs.has(thread.row + i * Thread::STEP))
                 chunk(own, i);
             else
-                *reinterpret_cast<uint4*>(staged + own) = uint4{};
-        }
-    }
-
-    // The thread's chunks of x.
-    __device__ void shift(char* x) const {
-        if (!inside) return;
-        const Walk<S::THREADS, S::PIXELS, S::Out::CHUNKS> thread;
-#pragma unroll 1
-        for (int i = 0; i < thread.COUNT; ++i) {
-            uint4* const chunk = reinterpret_cast<uint4*>(x + S::Out::at(thread.row, thread.chunk) + i * thread.STEP * S::Out::BYTES);
-            Values<8> value = unpacked<T>(*chunk);
-#pragma unroll
-            for (int j = 0; j < 8; ++j) value[j] -= shift_of(channel + j);
-            *chunk = packed<false, T>(value);
+                Sums::skip_chunk(reinterpret_cast<uint4*>(staged + own));
         }
     }
 };

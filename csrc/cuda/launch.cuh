@@ -51,6 +51,15 @@ Status on_halves(const Target& target, Dtype dtype, Body&& body) {
     return status.error ? status : launched;
 }
 
+// The same with any type of activations.
+template <class Body>
+Status on_dtype(const Target& target, Dtype dtype, Body&& body) {
+    if (dtype != Dtype::float32) return on_halves(target, dtype, body);
+    Status status;
+    const Status launched = on(target, [&](cudaStream_t stream) { status = body(float{}, stream); });
+    return status.error ? status : launched;
+}
+
 // A type as a value.
 template <class T>
 struct Type {

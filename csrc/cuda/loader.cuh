@@ -18,7 +18,7 @@ struct PixelLoader {
     __device__ PixelLoader(const void* x, int64_t pixels, int channels) : x(static_cast<const T*>(x)), pixels(pixels), channels(channels) {}
 
     // The thread's first, and whether the activation has it.
-    __device__ int channel(int slab) const { return slab * S::SLAB + 8 * thread.chunk; }
+    __device__ int channel(int slab) const { return slab * S::SLAB + PER_CHUNK<T> * thread.chunk; }
     __device__ bool inside(int slab) const { return channel(slab) < channels; }
 
     // Pixels beyond the last give zeros.
@@ -42,29 +42,49 @@ struct PixelLoader {
     }
 };
 
-// Rows of a weight whose columns are chunks side by side, for all its `taps`, [tap][row][column]: ROWS rows from `first_row` on, columns from
-// `first_column` on; zeros beyond the last of both. In memory the weight is [row][tap][column].
+// body(offset in shared memory, i) for the thread's chunks of a weight there, [tap][row][column] of all its `taps`: the i-th row that it has in
+// memory, where rows are [row][tap].
+template <int THREADS, int ROWS, class Layout, class Body>
+__device__ inline void each_weight(int taps, Body&& body) {
+    const Walk<THREADS, ROWS, Layout::CHUNKS> thread;
+    const int first = Layout::at(thread.row, thread.chunk), count = (ROWS * taps + thread.STEP - 1) / thread.STEP;
+    for (int n = 0; n < count; ++n) {
+        const int i = thread.row + n * thread.STEP, row = i / taps, tap = i - row * taps;
+        if (i >= ROWS * taps) break;
+        body(taps == 1 ? first + n * thread.STEP * Layout::BYTES : Layout::at(tap * ROWS + row, thread.chunk), i);
+    }
+}
+
+// Rows of a weight whose columns are chunks side by side: ROWS rows from `first_row` on, columns from `first_column` on; zeros beyond the last of
+// both.
 template <class T, int THREADS, int ROWS, class Layout>
 __device__ inline void copy_weights(char* to, const void* weight, int taps, int first_row, int rows, int first_column, int columns) {
     const Walk<THREADS, ROWS, Layout::CHUNKS> thread;
-    const int column = first_column + 8 * thread.chunk;
+    const int column = first_column + PER_CHUNK<T> * thread.chunk;
     const T* const from = static_cast<const T*>(weight);
     const T* own = from + (int64_t(first_row) * taps + thread.row) * columns + column;
     const int left = column < columns ? (min(rows - first_row, ROWS)) * taps : 0;
-    const int first = Layout::at(thread.row, thread.chunk), count = (ROWS * taps + thread.STEP - 1) / thread.STEP;
-    for (int n = 0; n < count; ++n, own += thread.STEP * columns) {
-        const int i = thread.row + n * thread.STEP, row = i / taps, tap = i - row * taps;
-        if (i >= ROWS * taps) break;
-        const bool inside = i < left;
-        copy_async(to + (taps == 1 ? first + n * thread.STEP * Layout::BYTES : Layout::at(tap * ROWS + row, thread.chunk)), inside ? own : from, inside);
-    }
+    each_weight<THREADS, ROWS, Layout>(taps, [&](int at, int i) {
+        copy_async(to + at, i < left ? own : from, i < left);
+        own += thread.STEP * columns;
+    });
+}
+
+// What the thread copied, once it is there, as the tensor cores take it: once for all warps and tiles that read it.
+template <class T, int THREADS, int ROWS, class Layout>
+__device__ inline void round_weights(char* weights, int taps) {
+    if constexpr (sizeof(T) == 4)
+        each_weight<THREADS, ROWS, Layout>(taps, [&](int at, int) {
+            uint4* const chunk = reinterpret_cast<uint4*>(weights + at);
+            *chunk = operand(*chunk, T{});
+        });
 }
 
 // A tile of an activation like y, for the output channels from `first` on; zeros outside.
 template <class T, class S>
 __device__ inline void copy_output_like(char* to, const void* from, const Outputs<S>& outputs, int first, int k) {
     const Walk<S::THREADS, S::PIXELS, S::Out::CHUNKS> thread;
-    const int channel = first + 8 * thread.chunk;
+    const int channel = first + PER_CHUNK<T> * thread.chunk;
     const T* const base = static_cast<const T*>(from);
     const T* own = base + outputs.at(thread, channel);
     const int step = outputs.template step<decltype(thread)>();

@@ -10,13 +10,14 @@ __device__ inline void multiply_transposed(Accumulators<S>& sums, const char* sl
     using In = typename S::In;
     const WarpTile<S> warp;
     const int lane = warp.lane;
-    const uint32_t dy = shared_address(slab), w = shared_address(weight) + S::Weight::at(lane % 16, warp.channel / 8 + lane / 16);
+    const uint32_t dy = shared_address(slab);
+    const SummedWeight<T, typename S::Weight> columns(weight, warp.channel);
 #pragma unroll
-    for (int step = 0; step < S::SLAB / 16; ++step) {
+    for (int step = 0; step < In::CHUNKS / 2; ++step) {
         const uint32_t row = dy + In::at(warp.pixel + lane % 16, 2 * step + lane / 16);
         uint32_t b[S::COLUMNS / 2][4];
 #pragma unroll
-        for (int j = 0; j < S::COLUMNS / 2; ++j) load_transposed(b[j], w + step * 16 * S::Weight::BYTES + j * 32);
+        for (int j = 0; j < S::COLUMNS / 2; ++j) columns.load(b[j], step, j);
 #pragma unroll
         for (int i = 0; i < S::ROWS; ++i) {
             uint32_t a[4];

@@ -7,34 +7,46 @@
 
 namespace fused_preact::cuda {
 
-// scale and shift of all channels, in shared memory: by chunks, of a chunk first 4 channels of all and then the other 4.
+// The norm of a thread's channels.
+template <class T>
+using ThreadNorm = Norm<T, PER_CHUNK<T>>;
+
+// The norm of all channels, in shared memory: by chunks, of a chunk first 4 channels of all and then the others.
 template <class T, class S>
 struct NormVectors {
+    static constexpr int FOURS = PER_CHUNK<T> / 4;
     float4* memory;
     int chunks;  // in all slabs
 
     __device__ NormVectors(void* memory, int slabs) : memory(static_cast<float4*>(memory)), chunks(slabs * S::In::CHUNKS) {}
 
     __device__ void fill(const float* bn, int64_t pitch, int channels) const {
-        for (int chunk = threadIdx.x; chunk < channels / 8; chunk += S::THREADS) {
-            const Norm<T, 8> norm(bn + 8 * chunk, pitch);
+        for (int chunk = threadIdx.x; chunk < channels / PER_CHUNK<T>; chunk += S::THREADS) {
+            const ThreadNorm<T> norm(bn + PER_CHUNK<T> * chunk, pitch);
             put(chunk, 0, norm.scale);
-            put(chunk, 2, norm.shift);
+            put(chunk, 1, norm.shift);
+            if (norm.CENTRED) put(chunk, 2, norm.mean);
         }
     }
-    __device__ void get(int chunk, Values<8>& scale, Values<8>& shift) const {
-        scale = get(chunk, 0);
-        shift = get(chunk, 2);
+    __device__ void get(int chunk, ThreadNorm<T>& norm) const {
+        norm.scale = get(chunk, 0);
+        norm.shift = get(chunk, 1);
+        if (norm.CENTRED) norm.mean = get(chunk, 2);
     }
 
   private:
-    __device__ void put(int chunk, int row, const Values<8>& v) const {
-        memory[row * chunks + chunk] = {v[0], v[1], v[2], v[3]};
-        memory[(row + 1) * chunks + chunk] = {v[4], v[5], v[6], v[7]};
+    __device__ void put(int chunk, int vector, const Values<PER_CHUNK<T>>& v) const {
+#pragma unroll
+        for (int i = 0; i < FOURS; ++i) memory[(vector * FOURS + i) * chunks + chunk] = {v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]};
     }
-    __device__ Values<8> get(int chunk, int row) const {
-        const float4 low = memory[row * chunks + chunk], high = memory[(row + 1) * chunks + chunk];
-        return {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+    __device__ Values<PER_CHUNK<T>> get(int chunk, int vector) const {
+        Values<PER_CHUNK<T>> v;
+#pragma unroll
+        for (int i = 0; i < FOURS; ++i) {
+            const float4 four = memory[(vector * FOURS + i) * chunks + chunk];
+            v[4 * i] = four.x, v[4 * i + 1] = four.y, v[4 * i + 2] = four.z, v[4 * i + 3] = four.w;
+        }
+        return v;
     }
 };
 
@@ -68,34 +80,22 @@ __device__ inline void with_prologue(Prologue prologue, Body&& body) {
         body(std::integral_constant<Prologue, Prologue::norm_relu>{});
 }
 
-// z of a chunk of x.
+// z of a chunk of x, as the tensor cores take it.
 template <Prologue P, class T>
-__device__ inline uint4 activated(uint4 raw, const Values<8>& scale, const Values<8>& shift) {
-    if (P == Prologue::none) return raw;
-    Values<8> chunk = unpacked<T>(raw);
+__device__ inline uint4 activated(uint4 raw, const ThreadNorm<T>& norm) {
+    if (P == Prologue::none) return operand(raw, T{});
+    Values<PER_CHUNK<T>> chunk = unpacked<T>(raw);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) chunk[i] = fmaf(chunk[i], scale[i], shift[i]);
-    return packed<P == Prologue::norm_relu, T>(chunk);
+    for (int i = 0; i < PER_CHUNK<T>; ++i) chunk[i] = norm(chunk[i], i);
+    return operand(packed<P == Prologue::norm_relu, T>(chunk), T{});
 }
-
-// scale and shift of a thread's channels.
-template <class T>
-struct ThreadNorm {
-    Values<8> scale, shift;
-
-    // From `channel` on.
-    __device__ void load(const float* bn, int64_t pitch, int channel) {
-        const Norm<T, 8> norm(bn + channel, pitch);
-        scale = norm.scale, shift = norm.shift;
-    }
-};
 
 // Zeros from row `left` of the thread on.
 template <class T, class S>
 __device__ inline void apply_prologue(Prologue prologue, char* to, const PixelLoader<T, S>& loader, bool inside, const ThreadNorm<T>& norm,
                                       int left = S::PIXELS) {
     with_prologue(prologue, [&](auto p) {
-        store_slab(to, loader, inside, [&](uint4 chunk, int row) { return row < left ? activated<p(), T>(chunk, norm.scale, norm.shift) : uint4{}; });
+        store_slab(to, loader, inside, [&](uint4 chunk, int row) { return row < left ? activated<p(), T>(chunk, norm) : uint4{}; });
     });
 }
 
@@ -103,7 +103,7 @@ template <class T, class S>
 __device__ inline void apply_prologue(Prologue prologue, char* to, const PixelLoader<T, S>& loader, int slab, const NormVectors<T, S>& vectors) {
     const bool inside = loader.inside(slab);
     ThreadNorm<T> norm;
-    if (inside && prologue != Prologue::none) vectors.get(slab * S::In::CHUNKS + loader.thread.chunk, norm.scale, norm.shift);
+    if (inside && prologue != Prologue::none) vectors.get(slab * S::In::CHUNKS + loader.thread.chunk, norm);
     apply_prologue(prologue, to, loader, inside, norm);
 }
 
@@ -115,10 +115,10 @@ struct Activation {
 
     __device__ explicit Activation(const ThreadNorm<T>& norm) : norm(norm) {}
     __device__ Activation(const float* bn, int64_t pitch, int channel) {
-        if (P != Prologue::none) norm.load(bn, pitch, channel);
+        if (P != Prologue::none) norm = ThreadNorm<T>(bn + channel, pitch);
     }
     __device__ Raw read(const T* from) const { return *reinterpret_cast<const uint4*>(from); }
-    __device__ uint4 chunk(Raw raw) const { return activated<P, T>(raw, norm.scale, norm.shift); }
+    __device__ uint4 chunk(Raw raw) const { return activated<P, T>(raw, norm); }
 };
 
 }  // namespace fused_preact::cuda

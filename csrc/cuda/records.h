@@ -47,7 +47,7 @@ struct Axis {
     int in, out, kernel, stride, padding, dilation;
 };
 
-// x [n, y.in, x.in, c] with weight [k, y.kernel, x.kernel, c] gives [n, y.out, x.out, k]; c and k are multiples of 8.
+// x [n, y.in, x.in, c] with weight [k, y.kernel, x.kernel, c] gives [n, y.out, x.out, k]; c and k come in whole chunks of 16 bytes.
 struct Conv {
     int n, c, k;
     Axis y, x;
@@ -74,7 +74,7 @@ struct ConvTile {
 struct BnReluConv2dFwd {
     Target target;
     ConvTile tile;
-    Dtype dtype;  // 16 bits
+    Dtype dtype;  // float32: multiplied as tf32
     Conv conv;
     bool relu = false;
     const void* x = nullptr;
@@ -102,7 +102,7 @@ struct BnReluConv2dBwd {
     Target target;
     ConvTile dgrad;   // of channels of x from channels of dy; for Emit::none of no blocks
     WgradTile wgrad;  // without dweight of no parts; of no pixels, if the blocks of dgrad give a part each
-    Dtype dtype;      // 16 bits
+    Dtype dtype;      // float32: multiplied as tf32
     Conv conv;
     bool relu = false;
     Emit emit = Emit::none;

@@ -15,19 +15,25 @@ struct Statistics {
         // Squares about 0 lose what the mean is larger than the deviation, on tensor cores that truncate still more. Where that is much, and where
         // the tile is cut, sums are taken about the first value.
         constexpr float LARGE = 64;
-        ColumnSums<T, S> own;
-        own.add(staged, staged);
-        own.store(sums);
-        __syncthreads();
-        float2 total = ColumnSums<T, S>::of_column(sums, S::SHARES);
         const float n = float(outputs.count());
-        const bool about_zero = total.x * (total.x / n) <= LARGE * (total.y - total.x * (total.x / n));
+        float2 total{};
+        // Always of float32, whose squares are not exact as tf32.
+        bool about_first = true;
+        if constexpr (sizeof(T) == 2) {
+            ColumnSums<T, S> own;
+            own.add(staged, staged);
+            own.store(sums);
+            __syncthreads();
+            total = of_column<S>(sums, S::SHARES);
+            const bool about_zero = total.x * (total.x / n) <= LARGE * (total.y - total.x * (total.x / n));
+            about_first = __syncthreads_or(!about_zero || !outputs.all());
+        }
         float about = 0;
         if (count == 0) reference = value_of_first(staged);
-        if (__syncthreads_or(!about_zero || !outputs.all())) {
+        if (about_first) {
             sum_about_first(staged, sums, outputs, inside);
             __syncthreads();
-            total = ColumnSums<T, S>::of_column(sums, S::WARPS);
+            total = of_column<S>(sums, S::WARPS);
             about = value_of_first(staged);
         }
         const float offset = total.x / n, squares = total.y - total.x * offset;
@@ -58,36 +64,25 @@ struct Statistics {
 
     // Sums of y - first and of its square, a row of `sums` for each warp.
     static __device__ void sum_about_first(const char* staged, float* sums, const Outputs<S>& outputs, bool inside) {
-        constexpr int CHUNKS = S::Out::CHUNKS;
-        static_assert(CHUNKS <= 32);
-        const int chunk = threadIdx.x % CHUNKS, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        const int chunk = threadIdx.x % S::Out::CHUNKS;
         auto chunk_at = [&](int at) { return unpacked<T>(*reinterpret_cast<const uint4*>(staged + at)); };
-        const Values<8> first = chunk_at(S::Out::at(0, chunk));
-        Values<8> sum{}, square{};
+        const Values<PER_CHUNK<T>> first = chunk_at(S::Out::at(0, chunk));
+        Values<PER_CHUNK<T>> sum{}, square{};
         each_output<S>(outputs, inside, [&](int at, int) {
-            const Values<8> value = chunk_at(at);
+            const Values<PER_CHUNK<T>> value = chunk_at(at);
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
+            for (int i = 0; i < PER_CHUNK<T>; ++i) {
                 const float d = value[i] - first[i];
                 sum[i] += d;
                 square[i] = fmaf(d, d, square[i]);
             }
         });
-#pragma unroll
-        for (int apart = CHUNKS; apart < 32; apart *= 2)
-#pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                sum[i] += __shfl_xor_sync(~0u, sum[i], apart);
-                square[i] += __shfl_xor_sync(~0u, square[i], apart);
-            }
-        if (lane >= CHUNKS) return;
-        store_channels(sums + warp * 2 * S::OUT + 8 * chunk, sum);
-        store_channels(sums + (warp * 2 + 1) * S::OUT + 8 * chunk, square);
+        store_warp_sums<S>(sums, sum, square);
     }
 
     static __device__ float value_of_first(const char* staged) {
         const int channel = threadIdx.x % S::OUT;
-        return widened(*reinterpret_cast<const T*>(staged + S::Out::at(0, channel / 8) + channel % 8 * 2));
+        return widened(*reinterpret_cast<const T*>(staged + S::Out::at(0, channel / PER_CHUNK<T>) + channel % PER_CHUNK<T> * sizeof(T)));
     }
 };
 

@@ -7,11 +7,12 @@
 namespace fused_preact::cuda {
 namespace {
 
-constexpr size_t LINE = 128, HALF = 2;
+constexpr size_t LINE = 128;
 constexpr int PROJECTION = -1, ALL = -2;
 
-size_t input_bytes(const Conv& a) { return a.inputs() * a.c * HALF; }
-size_t output_bytes(const Conv& a) { return a.outputs() * a.k * HALF; }
+size_t itemsize(const Unit& unit) { return unit.dtype == Dtype::float32 ? 4 : 2; }
+size_t input_bytes(const Unit& unit, const Conv& a) { return a.inputs() * a.c * itemsize(unit); }
+size_t output_bytes(const Unit& unit, const Conv& a) { return a.outputs() * a.k * itemsize(unit); }
 size_t part_bytes(const TiledConv& a) { return sizeof(float) * std::max(a.both.wgrad.parts, a.alone.wgrad.parts) * a.conv.k * a.conv.taps() * a.conv.c; }
 
 // Those for both gradients are not for dx, as in fused_preact/backends/cuda/tiles.py.
@@ -43,7 +44,7 @@ struct Carver {
     std::vector<void*> inner(const Unit& unit) {
         static constexpr const char* NAMES[] = {"inner0", "inner1"};
         std::vector<void*> all;
-        for (size_t i = 0; i + 1 < unit.layers.size(); ++i) all.push_back(take(NAMES[i], output_bytes(unit.layers[i].tiled.conv)));
+        for (size_t i = 0; i + 1 < unit.layers.size(); ++i) all.push_back(take(NAMES[i], output_bytes(unit, unit.layers[i].tiled.conv)));
         return all;
     }
 };
@@ -78,9 +79,9 @@ struct BwdWorkspace {
         for (const UnitLayer& layer : unit.layers) take_parts(layer.tiled);
         if (unit.projected) take_parts(unit.projection);
         size_t bytes[2] = {};
-        for (size_t i = 1; i < unit.layers.size(); ++i) bytes[i % 2] = std::max(bytes[i % 2], input_bytes(unit.layers[i].tiled.conv));
+        for (size_t i = 1; i < unit.layers.size(); ++i) bytes[i % 2] = std::max(bytes[i % 2], input_bytes(unit, unit.layers[i].tiled.conv));
         g[0] = carver.take("g0", bytes[0]), g[1] = carver.take("g1", bytes[1]);
-        if (unit.projected) dz = carver.take("dz", input_bytes(unit.projection.conv));
+        if (unit.projected) dz = carver.take("dz", input_bytes(unit, unit.projection.conv));
         if (!kept) inner = carver.inner(unit);
     }
 };

@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "conv_shape.cuh"
+#include "ptx.cuh"
 #include "records.h"
 
 namespace fused_preact::cuda {
@@ -10,7 +11,7 @@ namespace fused_preact::cuda {
 // A block computes K x C of the gradient, under TAPS taps. Each of its GROUPS of threads (threadIdx.y) takes HEIGHT x WIDTH output pixels at a time.
 // The warps of a group share out output channels (DOWN), input channels (ACROSS) and pixels (SHARES). A warp has ROWS tiles of 16 output
 // channels, COLUMNS of 8 input channels.
-template <int HEIGHT_, int WIDTH_, int K_, int C_, int TAPS_, int DOWN_, int ACROSS_, int SHARES_, int GROUPS_>
+template <class T, int HEIGHT_, int WIDTH_, int K_, int C_, int TAPS_, int DOWN_, int ACROSS_, int SHARES_, int GROUPS_>
 struct WgradShape {
     static constexpr int HEIGHT = HEIGHT_, WIDTH = WIDTH_, PIXELS = HEIGHT * WIDTH, K = K_, C = C_, TAPS = TAPS_;
     static constexpr int DOWN = DOWN_, ACROSS = ACROSS_, SHARES = SHARES_, GROUPS = GROUPS_;
@@ -18,23 +19,23 @@ struct WgradShape {
     static constexpr int RESIDENT = 2 / GROUPS;
     static constexpr int THREADS = 32 * DOWN * ACROSS * SHARES, ROWS = K / (16 * DOWN), COLUMNS = C / (8 * ACROSS);
     // Of dy.
-    using Out = Swizzled<K>;
+    using Out = SummedRows<T, K, Swizzled<T, K>>;
     static constexpr int OUT_BYTES = PIXELS * Out::BYTES;
     // 16x8 sums of a warp; those of half the warps, on their way to the others.
     static constexpr int SUMS = TAPS * ROWS * COLUMNS, SUMS_BYTES = SHARES * GROUPS / 2 * DOWN * ACROSS * SUMS * 32 * 16;
     static_assert(THREADS == 128 && (GROUPS & (GROUPS - 1)) == 0);
-    static_assert(K % (16 * DOWN) == 0 && C % (16 * ACROSS) == 0 && PIXELS % (16 * SHARES) == 0 && (SHARES & (SHARES - 1)) == 0);
+    static_assert(K % (16 * DOWN) == 0 && C % (16 * ACROSS) == 0 && PIXELS % (2 * PER_CHUNK<T> * SHARES) == 0 && (SHARES & (SHARES - 1)) == 0);
 };
 
 // Of a pointwise convolution, whose pixels are a list. Shared memory: dy, z.
-template <int PIXELS_, int K_, int C_, int DOWN_, int ACROSS_, int SHARES_>
-struct FlatWgradShape : WgradShape<1, PIXELS_, K_, C_, 1, DOWN_, ACROSS_, SHARES_, 1> {
-    using Base = WgradShape<1, PIXELS_, K_, C_, 1, DOWN_, ACROSS_, SHARES_, 1>;
+template <class T, int PIXELS_, int K_, int C_, int DOWN_, int ACROSS_, int SHARES_>
+struct FlatWgradShape : WgradShape<T, 1, PIXELS_, K_, C_, 1, DOWN_, ACROSS_, SHARES_, 1> {
+    using Base = WgradShape<T, 1, PIXELS_, K_, C_, 1, DOWN_, ACROSS_, SHARES_, 1>;
     // An operand, in the words of the loader.
     template <int CHANNELS>
     struct Operand {
         static constexpr int THREADS = Base::THREADS, PIXELS = PIXELS_, SLAB = CHANNELS;
-        using In = Swizzled<CHANNELS>;
+        using In = SummedRows<T, CHANNELS, Swizzled<T, CHANNELS>>;
     };
     using Dy = Operand<K_>;
     using X = Operand<C_>;
@@ -44,10 +45,10 @@ struct FlatWgradShape : WgradShape<1, PIXELS_, K_, C_, 1, DOWN_, ACROSS_, SHARES
 
 // Of a convolution that reads a window of pixels. Two groups add up to one part: parts are large. Shared memory: for each group dy and the window
 // of z; later sums of half the warps.
-template <int HEIGHT_, int WIDTH_, int K_, int C_, int TAPS_, int DOWN_, int ACROSS_, int SHARES_>
-struct WindowWgradShape : WgradShape<HEIGHT_, WIDTH_, K_, C_, TAPS_, DOWN_, ACROSS_, SHARES_, 2> {
-    using Base = WgradShape<HEIGHT_, WIDTH_, K_, C_, TAPS_, DOWN_, ACROSS_, SHARES_, 2>;
-    using In = Padded<C_>;
+template <class T, int HEIGHT_, int WIDTH_, int K_, int C_, int TAPS_, int DOWN_, int ACROSS_, int SHARES_>
+struct WindowWgradShape : WgradShape<T, HEIGHT_, WIDTH_, K_, C_, TAPS_, DOWN_, ACROSS_, SHARES_, 2> {
+    using Base = WgradShape<T, HEIGHT_, WIDTH_, K_, C_, TAPS_, DOWN_, ACROSS_, SHARES_, 2>;
+    using In = SummedRows<T, C_>;
     static constexpr bool MANY = false;
     static constexpr int WINDOW_AT = Base::OUT_BYTES;
     static_assert(Base::SUMS <= 18, "so many sums fit a warp's registers, beside the next tile");
@@ -74,17 +75,35 @@ struct WgradWarp {
 template <class S>
 using WgradSums = float[S::TAPS][S::ROWS][S::COLUMNS][4];
 
-// Which pixel and chunk a lane names for ldmatrix, of 16 pixels x 16 channels that lie with a row for each pixel: of dy, mma's first operand when
-// transposed, and of z, its second.
+// Fragments of 16 channels, and of as many pixels as one multiplication takes, that lie with a row for each pixel: of dy, mma's first operand when
+// transposed, and of z, its second. A lane names a pixel and a chunk for ldmatrix; of float32 it loads words, from `byte` of the chunk on.
+template <class T>
 struct LaneOfDy {
-    int pixel, chunk;
+    int pixel, chunk, byte;
 
-    __device__ explicit LaneOfDy(int lane) : pixel(lane % 8 + lane / 16 * 8), chunk(lane / 8 % 2) {}
+    __device__ explicit LaneOfDy(int lane)
+        : pixel(sizeof(T) == 2 ? lane % 8 + lane / 16 * 8 : lane % 4), chunk(sizeof(T) == 2 ? lane / 8 % 2 : lane / 16),
+          byte(sizeof(T) == 2 ? 0 : lane / 4 % 4 * 4) {}
+
+    template <class Layout>
+    static __device__ void load(uint32_t (&a)[4], uint32_t at) {
+        if constexpr (sizeof(T) == 2)
+            load_transposed(a, at);
+        else
+            a[0] = load_word<0>(at), a[1] = load_word<32>(at), a[2] = load_word<4 * Layout::BYTES>(at), a[3] = load_word<4 * Layout::BYTES + 32>(at);
+    }
 };
+template <class T>
 struct LaneOfZ {
-    int pixel, chunk;
+    int pixel, chunk, byte;
 
-    __device__ explicit LaneOfZ(int lane) : pixel(lane % 16), chunk(lane / 16) {}
+    __device__ explicit LaneOfZ(int lane)
+        : pixel(sizeof(T) == 2 ? lane % 16 : lane % 4), chunk(lane / 16), byte(sizeof(T) == 2 ? 0 : lane / 4 % 4 * 4) {}
+
+    template <class Layout>
+    static __device__ void load(uint32_t (&b)[4], uint32_t at) {
+        load_summed<T, Layout>(b, at);
+    }
 };
 
 // Warps that share the pixels, in all groups, add up in pairs, in a fixed order; the first has the result. All threads must come.
@@ -119,11 +138,12 @@ __device__ inline void store_part(float* part, const WgradSums<S>& sums, const C
     if (threadIdx.y > 0 || warp.share > 0) return;
     const int k = first_k + warp.k, c = first_c + warp.c, step = conv.taps() * conv.c;
     float* const own = part + int64_t(k + warp.lane / 4) * step + first_tap * conv.c + c + 2 * (warp.lane % 4);
-    // Channels come in whole 8, so that either all lanes are inside or none.
     auto store = [&](auto whole) {
+        // That are left of the lane's first on.
+        const int rows = conv.k - k - warp.lane / 4, columns = conv.c - c - 2 * (warp.lane % 4);
 #pragma unroll
         for (int row = 0; row < 2 * S::ROWS; ++row) {
-            if (!whole() && k + 8 * row >= conv.k) break;
+            if (!whole() && 8 * row >= rows) break;
             float* to = own + 8 * row * int64_t(step);
 #pragma unroll
             for (int tap = 0; tap < S::TAPS; ++tap, to += conv.c) {
@@ -131,7 +151,7 @@ __device__ inline void store_part(float* part, const WgradSums<S>& sums, const C
 #pragma unroll
                 for (int j = 0; j < S::COLUMNS; ++j) {
                     const float(&sum)[4] = sums[tap][row / 2][j];
-                    if (whole() || c + 8 * j < conv.c) *reinterpret_cast<float2*>(to + 8 * j) = {sum[row % 2 * 2], sum[row % 2 * 2 + 1]};
+                    if (whole() || 8 * j < columns) *reinterpret_cast<float2*>(to + 8 * j) = {sum[row % 2 * 2], sum[row % 2 * 2 + 1]};
                 }
             }
         }

@@ -28,8 +28,12 @@ struct Window3x3 {
     __device__ int phases() const { return 1; }
     __device__ int phase_y(int) const { return 0; }
     __device__ int phase_x(int) const { return 0; }
-    // Bytes from a tile's pixel to its 16th next.
-    __device__ int next_rows() const { return 16 / S::WIDTH * WIDTH * S::In::BYTES; }
+    // Bytes from a tile's pixel to so many further on, which are whole rows.
+    template <int PIXELS>
+    __device__ int next_rows() const {
+        static_assert(PIXELS % S::WIDTH == 0);
+        return PIXELS / S::WIDTH * WIDTH * S::In::BYTES;
+    }
     __device__ int row_of(int pixel) const { return pixel / S::WIDTH * WIDTH + pixel % S::WIDTH; }
 
     // body(offset of a tap in the window, which tap of the weight)
@@ -110,7 +114,11 @@ struct AnyWindow {
     __device__ int phases() const { return w.phases; }
     __device__ int phase_y(int phase) const { return w.phase[phase].y; }
     __device__ int phase_x(int phase) const { return w.phase[phase].x; }
-    __device__ int next_rows() const { return 16 / S::WIDTH * w.y.step * w.x.extent * S::In::BYTES; }
+    template <int PIXELS>
+    __device__ int next_rows() const {
+        static_assert(PIXELS % S::WIDTH == 0);
+        return PIXELS / S::WIDTH * w.y.step * w.x.extent * S::In::BYTES;
+    }
     __device__ int row_of(int pixel) const { return pixel / S::WIDTH * w.y.step * w.x.extent + pixel % S::WIDTH; }
 
     // Columns that neighbouring outputs read are neighbours: sorted by their phase modulo the step. The first E % step phases have one more.
@@ -220,17 +228,17 @@ __device__ inline void multiply_taps(Accumulators<S>& sums, const G& geometry, i
     const WarpTile<S> warp;
     const int lane = warp.lane;
     const uint32_t rows = shared_address(window) + S::In::at(geometry.row_of(warp.pixel + lane % 16), lane / 16);
-    const uint32_t columns = shared_address(weights) + (TRANSPOSED ? S::Weight::at(lane % 16, warp.channel / 8 + lane / 16)
-                                                                  : S::Weight::at(warp.channel + lane % 8 + lane / 16 * 8, lane / 8 % 2));
-    const int next_rows = geometry.next_rows();
+    const uint32_t columns = shared_address(weights) + S::Weight::at(warp.channel + lane % 8 + lane / 16 * 8, lane / 8 % 2);
+    const SummedWeight<T, typename S::Weight> summed(weights, warp.channel);
+    const int next_rows = geometry.template next_rows<16>();
     geometry.each_tap(phase, [&](int offset, int tap) {
 #pragma unroll
-        for (int step = 0; step < S::SLAB / 16; ++step) {
+        for (int step = 0; step < S::In::CHUNKS / 2; ++step) {
             uint32_t b[S::COLUMNS / 2][4];
 #pragma unroll
             for (int j = 0; j < S::COLUMNS / 2; ++j) {
                 if (TRANSPOSED)
-                    load_transposed(b[j], columns + tap * S::TAP_BYTES + step * 16 * S::Weight::BYTES + j * 32);
+                    summed.load(b[j], step, j, tap * S::TAP_BYTES);
                 else
                     load_matrices(b[j], columns + tap * S::TAP_BYTES + step * 32 + j * 16 * S::Weight::BYTES);
             }

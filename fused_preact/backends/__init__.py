@@ -24,7 +24,7 @@ NAMES = ("cuda", "triton", "cpu", "eager")
 # Static, so that the same program gives the same bits; the first backend that takes a case runs it. cuda before triton: a unit is one call
 # (docs/performance.md); nobody has timed either.
 PREFERENCE = {"cuda": ("cuda", "triton", "eager"), "cpu": ("cpu", "eager")}
-# Of float32, which the cuda backend convolves by torch's library.
+# Of float32 where torch does not allow tf32: the cuda backend convolves it by torch's library.
 PREFERENCE_OF_FLOAT32 = {"cuda": ("triton", "cuda", "eager")}
 
 _registered: dict[str, Any] = {}
@@ -91,7 +91,7 @@ def order(case: Case, insisted: str = "") -> tuple[str, ...]:
     """The names of the backends to ask, best first: the one insisted on, or those of the table."""
     if insisted:
         return (insisted,)
-    table = PREFERENCE | PREFERENCE_OF_FLOAT32 if case.dtype == torch.float32 else PREFERENCE
+    table = PREFERENCE | PREFERENCE_OF_FLOAT32 if case.dtype == torch.float32 and not case.tf32 else PREFERENCE
     return table.get(case.device, ("eager",))
 
 

@@ -84,6 +84,7 @@ class Case(NamedTuple):
     """What a backend is asked to run: a layer on x (N, C, H, W), forward and backward; without weight, a norm alone.
 
     weight_dtype differs from dtype under autocast.  weights, of a whole unit: the shapes of its layers' and of its projection's.
+    tf32: whether convolutions may multiply in tf32, as `allows_tf32` said when the layer was asked for.
     """
 
     device: str
@@ -93,6 +94,12 @@ class Case(NamedTuple):
     weight_dtype: torch.dtype | None = None
     conv: Conv | None = None
     weights: tuple[tuple[int, ...], ...] = ()
+    tf32: bool = False
+
+
+def allows_tf32(dtype: torch.dtype) -> bool:
+    """Whether convolutions of `dtype` may multiply in tf32: those of float32, where torch's own would."""
+    return dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"
 
 
 def _flat(conv: Conv) -> list[int]:

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map_only
 
 from fused_preact.backends import backend, choose, order
-from fused_preact.backends.records import Case
+from fused_preact.backends.records import Case, allows_tf32
 from fused_preact.convert import events
 from fused_preact.convert.deferred import Deferred, real
 from fused_preact.convert.fuse import fuse, refusal
@@ -98,7 +98,8 @@ class _Record:
 
     def fused(self, conv: Convolution) -> None:
         norm = conv.activation.norm
-        case = Case(norm.x.device.type, norm.x.dtype, norm.x.shape, conv.weight.shape, conv.dtype or conv.weight.dtype, conv.conv)
+        dtype = conv.dtype or conv.weight.dtype
+        case = Case(norm.x.device.type, norm.x.dtype, norm.x.shape, conv.weight.shape, dtype, conv.conv, tf32=allows_tf32(dtype))
         name, refused = _chosen(case, norm.insisted)
         owner = self.owners.get(id(conv.weight), "a convolution")
         triple = Triple(self._name(norm.site), owner, conv.activation.relu, tuple(norm.x.shape), name, refused, 0)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
 
 from fused_preact.backends import choose
-from fused_preact.backends.records import Case, Conv
+from fused_preact.backends.records import Case, Conv, allows_tf32
 
 NAMESPACE = "fused_preact"
 LIBRARY = Library(NAMESPACE, "DEF")
@@ -46,7 +46,7 @@ def chosen(x: Tensor, weight: Tensor | None, conv: Conv | None, insisted: str) -
     """The backend that runs a layer (without weight: a norm alone) on x."""
     if weight is None:
         return choose(Case(x.device.type, x.dtype, x.shape), insisted)
-    return choose(Case(x.device.type, x.dtype, x.shape, weight.shape, weight.dtype, conv), insisted)
+    return choose(Case(x.device.type, x.dtype, x.shape, weight.shape, weight.dtype, conv, tf32=allows_tf32(weight.dtype)), insisted)
 
 
 def primitive(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

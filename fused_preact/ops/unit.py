@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fused_preact.backends import choose_unit
 from fused_preact.backends.layout import empty
-from fused_preact.backends.records import Case, Layer, Unit
+from fused_preact.backends.records import Case, Layer, Unit, allows_tf32
 from fused_preact.ops.bn import frozen_stats
 from fused_preact.ops.library import backend_for
 
@@ -42,7 +42,7 @@ class Needs(NamedTuple):
 def _native(unit: Unit, x: Tensor, params: Sequence[Tensor | None], projection: Tensor | None, insisted: str) -> Any:
     weight = params[2]
     shapes = tuple([w.shape for w in params[2::3]] + ([] if projection is None else [projection.shape]))
-    case = Case(x.device.type, x.dtype, x.shape, weight.shape, weight.dtype, unit.layers[0].conv, shapes)
+    case = Case(x.device.type, x.dtype, x.shape, weight.shape, weight.dtype, unit.layers[0].conv, shapes, allows_tf32(weight.dtype))
     return choose_unit(unit, case, insisted)
 
 

@@ -52,7 +52,7 @@ def run_all(name: str, config: dict | None = None, **given: object) -> list[Laun
     sim.clear(**config or {})
     native = {
         torch.dtype: launch.DTYPES.get,
-        Problem: lambda t: _cuda.Conv(*t),
+        Problem: lambda t: _cuda.Conv(*t[:5]),
         ConvTile: lambda t: _cuda.ConvTile(*t),
         WgradTile: lambda t: _cuda.WgradTile(*t),
         str: lambda name: getattr(_cuda.Emit, name),
@@ -67,11 +67,11 @@ def run_all(name: str, config: dict | None = None, **given: object) -> list[Laun
     return sim.launches()
 
 
-def problem(x: Sequence[int], weight: Sequence[int], *conv: Sequence[int]) -> Problem:
+def problem(x: Sequence[int], weight: Sequence[int], *conv: Sequence[int], dtype: torch.dtype = torch.bfloat16) -> Problem:
     """Of x and weight (NCHW), stride, padding and dilation."""
     out = conv_out_shape(x, weight, *conv)
     axes = (Axis(x[i + 2], out[i + 2], weight[i + 2], *(pair[i] for pair in conv)) for i in (0, 1))
-    return Problem(x[0], x[1], weight[0], *axes)
+    return Problem(x[0], x[1], weight[0], *axes, dtype.itemsize)
 
 
 def nan(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -82,7 +82,7 @@ def test_refusals():
 
 @needs_simulator
 def test_own_kernels():
-    """Convolutions of 16-bit values, one group, whole chunks of channels; the others go through torch's library."""
+    """Convolutions of one dtype, one group, whole chunks of channels, float32 only as tf32; the others go through torch's library."""
     from fused_preact.backends.cuda.conv import native
 
     x, weight = torch.empty(2, 16, 8, 8, dtype=torch.bfloat16), torch.empty(24, 16, 1, 1, dtype=torch.bfloat16)
@@ -90,3 +90,5 @@ def test_own_kernels():
     assert native(x, weight, 1, x.new_empty(2, 24, 8, 8))
     others = [(x.float(), weight.float(), 1), (x, weight.half(), 1), (x, weight, 1, torch.empty(2, 24, 8, 8)), (x, weight, 2)]
     assert not any(native(*other) for other in others)
+    torch.backends.cudnn.allow_tf32 = True
+    assert [native(*other) for other in others] == [True, False, False, False]

@@ -72,8 +72,8 @@ IMPOSSIBLE = {
     "no-result": lambda: run("bn_relu", grid=(4, 64, 1), **NORM),
     "half-a-buffer": lambda: run("bn_finalize", tiles=1, channels=16, eps=1e-5, stats=X, running_mean=nan(16), bn=nan(5, 16)),
     "no-coeffs": lambda: run("bn_coeffs", tiles=1, channels=16, sums=X, bn=X, dgamma=nan(16), dbeta=nan(16)),
-    "float32-conv": lambda: conv(tile(), dtype=torch.float32),
     "channels-of-a-conv": lambda: conv(tile(), 16, 12),
+    "channels-of-float32": lambda: conv(tile(), 16, 10, dtype=torch.float32),
     "no-tiles-of-statistics": lambda: conv(tile()._replace(blocks=2), stats=nan(1, 3, 16)),
 }
 

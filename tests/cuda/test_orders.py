@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fused_preact.backends.cuda.environment import A100
-from fused_preact.backends.cuda.tiles import dgrad_tile
+from fused_preact.backends.cuda.tiles import dgrad_tile, fwd_tile
 from fused_preact.backends.cuda.wgrad_tiles import shared, wgrad_tile
 from tests.cuda import test_bn, test_bn_relu_conv2d_dgrad, test_bn_relu_conv2d_fwd, test_bn_relu_conv2d_wgrad
 from tests.cuda.kernels import nan, needs_simulator, run
@@ -48,7 +48,16 @@ def coeffs(config):
 def conv(dtype, slab, out, c, **how):
     def launch(config):
         given = test_bn_relu_conv2d_fwd.Given(dtype, c, out + 8, (3, 10, 13), **how)
-        y, stats, _ = given(tile_of(slab, out, c, 3), stats_tiles=4, config=config)
+        y, stats, _ = given(tile_of(slab, out, c, 3, dtype), stats_tiles=4, config=config)
+        return [y, stats]
+
+    return launch
+
+
+def conv_window(dtype, c, k, conv):
+    def launch(config):
+        given = test_bn_relu_conv2d_fwd.Given(dtype, c, k, (3, 10, 13), conv=conv)
+        y, stats, _ = given(fwd_tile(given.problem, 3, A100), stats_tiles=4, config=config)
         return [y, stats]
 
     return launch
@@ -85,18 +94,25 @@ KERNELS = {
     "conv-slabs": conv(torch.bfloat16, 64, 32, 136),
     "conv-many-slabs-fp16": conv(torch.float16, 64, 64, 272),
     "conv-eight-warps": conv(torch.float16, 32, 128, 32, residual=False),
+    "conv-float32": conv(torch.float32, 32, 64, 24),
+    "conv-float32-slabs": conv(torch.float32, 32, 32, 72),
+    "conv-float32-3x3": conv_window(torch.float32, 20, 12, WINDOWS["3x3"]),
     "conv-large-mean": conv(torch.bfloat16, 16, 64, 16, offset=50.0),
     "dgrad-flat": dgrad(torch.bfloat16, 40, 64, POINTWISE, True),
     "dgrad-flat-slabs": dgrad(torch.float16, 136, 136, POINTWISE, True),
     "dgrad-3x3": dgrad(torch.bfloat16, 24, 32, WINDOWS["3x3"], True),
     "dgrad-3x3-slabs": dgrad(torch.float16, 72, 72, WINDOWS["3x3"], False),
     "dgrad-stride2": dgrad(torch.bfloat16, 24, 40, WINDOWS["3x3-stride2"], True),
+    "dgrad-float32": dgrad(torch.float32, 20, 40, POINTWISE, True),
+    "dgrad-float32-3x3": dgrad(torch.float32, 24, 12, WINDOWS["3x3"], True),
     "both-gradients": dgrad(torch.bfloat16, 64, 16, POINTWISE, True, True),
     "wgrad-flat-shared-pixels": wgrad(torch.bfloat16, 64, 16, POINTWISE, False),
     "wgrad-flat-deferred": wgrad(torch.float16, 72, 64, POINTWISE, True),
     "wgrad-3x3-narrow": wgrad(torch.bfloat16, 16, 8, WINDOWS["3x3"], False),
     "wgrad-3x3-deferred": wgrad(torch.float16, 24, 40, WINDOWS["3x3"], True),
     "wgrad-stride2": wgrad(torch.bfloat16, 40, 24, WINDOWS["3x3-stride2"], True),
+    "wgrad-float32": wgrad(torch.float32, 64, 20, POINTWISE, True),
+    "wgrad-float32-3x3": wgrad(torch.float32, 16, 8, WINDOWS["3x3"], False),
     "wgrad-1x1-stride2": wgrad(torch.bfloat16, 72, 24, WINDOWS["1x1-stride2"], False),
 }
 # Program order with copies as late as they may be is what all other tests run.

@@ -97,10 +97,11 @@ def problem_of(layer, n=8):
 
 
 @devices
+@pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-def test_every_layer_of_the_networks_has_kernels(layer, device):
+def test_every_layer_of_the_networks_has_kernels(layer, itemsize, device):
     """Forward and both gradients, but for wide 3x3 convolutions, which go through torch's library."""
-    p = problem_of(layer)
+    p = problem_of(layer)._replace(itemsize=itemsize)
     if materialises(p):
         assert layer.kernel == 3
         assert min(layer.in_channels, layer.out_channels) >= 128

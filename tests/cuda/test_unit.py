@@ -17,7 +17,8 @@ from tests.testing.cases import name_of
 
 pytestmark = needs_simulator
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-halves = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name_of)
+FLOAT32 = pytest.param(torch.float32, marks=pytest.mark.tf32, id="tf32")
+dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, FLOAT32], ids=name_of)
 
 # What a mode changes of the i-th layer.
 MODES = {
@@ -41,7 +42,7 @@ def backends(kind: Kind, t: Tensors) -> tuple[str, str]:
     from fused_preact.backends.cuda.unit_plan import two_dgrads
 
     assert cuda.why_not_unit(kind.unit, case_of(kind, t)) is None
-    return "cuda", register_composed(two_dgrads(kind.unit, t.x.shape, t.params[2].shape))
+    return "cuda", register_composed(two_dgrads(kind.unit, t.x.shape, t.params[2].shape, t.x.dtype))
 
 
 # In autograd's Functions nobody differentiates: primitives are called, and not their operators.
@@ -87,7 +88,7 @@ def assert_same(got: tuple, wanted: tuple) -> None:
             assert torch.equal(a, b), (i, (a - b).abs().max())
 
 
-@halves
+@dtypes
 @modes
 @kinds
 def test_is_the_primitives(kind, mode, dtype):
@@ -303,7 +304,7 @@ GROUPED = Layer(Conv((1, 1), (0, 0), (1, 1), 2))
 UNIT = KINDS["bottleneck"].unit
 REFUSED = {
     "pad": ("pad their shortcut", {"unit": UNIT._replace(shortcut="pad")}),
-    "float32": ("one dtype of 16 bits", {"dtype": torch.float32, "weight_dtype": torch.float32}),
+    "float32": ("float32 where torch allows tf32", {"dtype": torch.float32, "weight_dtype": torch.float32}),
     "two-dtypes": ("one dtype of 16 bits", {"weight_dtype": torch.float16}),
     "float64": ("not float64", {"dtype": torch.float64}),
     "groups": ("grouped", {"unit": Unit((GROUPED, *UNIT.layers[1:]))}),

@@ -15,13 +15,14 @@ from fused_preact.backends.records import Case, Conv, Layer, Unit
 from fused_preact.models import create_model
 from fused_preact.models.architectures import UnitPlan
 from tests.cuda.kernels import needs_simulator
+from tests.cuda.test_unit import FLOAT32
 from tests.modules.test_units import Kind, assert_same, pair, randomise, results
 from tests.testing.cases import name_of
 from tests.testing.numerics import assert_as_accurate
 
 pytestmark = needs_simulator
 memories = pytest.mark.parametrize("memory", ["layer", "unit", "segment"])
-halves = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name_of)
+dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, FLOAT32], ids=name_of)
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def image(dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(2, 16, 9, 9, dtype=dtype).contiguous(memory_format=torch.channels_last)
 
 
-@halves
+@dtypes
 @memories
 def test_units_are_one_call_each_way(memory, dtype, asked):
     net, x = chain(memory).to(dtype), image(dtype).requires_grad_()
@@ -66,7 +67,7 @@ def test_units_are_one_call_each_way(memory, dtype, asked):
     assert all(p.grad.isfinite().all() for p in net.parameters())
 
 
-@halves
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name_of)
 @pytest.mark.parametrize("train", [True, False])
 def test_memory_modes_give_the_same_bits(train, dtype):
     x, wanted = image(dtype), None
@@ -108,7 +109,7 @@ ACCURATE = [
 ]
 
 
-@halves
+@dtypes
 @pytest.mark.parametrize("kind", ACCURATE, ids=lambda kind: kind.id)
 def test_is_as_accurate_as_the_plain_unit(kind, dtype, asked):
     m, p = pair(kind, torch.float32)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fused_preact.backends import register
-from fused_preact.backends.records import Case, Conv, Layer, Unit
+from fused_preact.backends.records import Case, Conv, Layer, Unit, allows_tf32
 
 C, W = 32, 8
 FLAT, WINDOW = Conv(), Conv(padding=(1, 1))
@@ -76,7 +76,7 @@ def weight(k: int, c: int, conv: Conv, dtype: torch.dtype) -> Tensor:
 def case_of(kind: Kind, t: Tensors) -> Case:
     weights = tuple(w.shape for w in (*t.params[2::3], t.projection) if w is not None)
     first = t.params[2]
-    return Case(t.x.device.type, t.x.dtype, t.x.shape, first.shape, first.dtype, kind.unit.layers[0].conv, weights)
+    return Case(t.x.device.type, t.x.dtype, t.x.shape, first.shape, first.dtype, kind.unit.layers[0].conv, weights, allows_tf32(t.x.dtype))
 
 
 def register_composed(two_dgrads: bool) -> str:

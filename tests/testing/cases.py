@@ -51,6 +51,8 @@ class LayerCase(NamedTuple):
         return backend(name).why_not(Case(device_of(name), dtype, self.x, (self.k, c // self.conv.groups, *self.kernel), dtype, self.conv))
 
 
+# Under this mark torch allows tf32.
+TF32 = (pytest.mark.tf32,)
 SAME = Conv(padding=(1, 1))
 
 LAYERS = [
@@ -110,10 +112,13 @@ def every_case(
         options = combined if emulated(name) or name in INSTRUCTION_SETS else crossed
         for number, dtype in enumerate(d for d in DTYPES[name] if not (emulated(name) and dtypes) or d in dtypes):
             own = [options[number % len(options)]] if name == "triton" and emulated(name) else options
-            for case in cases:
-                if case.refusal(name, dtype) is None:
-                    labels = [("-".join([name, name_of(dtype), case.id, *map(_label, values)]), values) for values in own]
-                    params += [pytest.param(name, dtype, case, *values, id=label) for label, values in labels]
+            # float32 comes once more where it is multiplied as tf32.
+            for marks in ((), TF32) if (name, dtype) == ("cuda", torch.float32) else ((),):
+                kind = "tf32" if marks else name_of(dtype)
+                for case in cases:
+                    if case.refusal(name, dtype) is None:
+                        labels = [("-".join([name, kind, case.id, *map(_label, values)]), values) for values in own]
+                        params += [pytest.param(name, dtype, case, *values, id=label, marks=marks) for label, values in labels]
     return pytest.mark.parametrize(("backend", "dtype", "case", *names), params)
 
 

@@ -17,7 +17,7 @@ from fused_preact.backends.cuda.launch import DTYPES, launch
 from fused_preact.backends.layout import conv_out_shape, empty_wide
 from fused_preact.backends.layout import tiles as count_tiles
 from fused_preact.backends.memory import Output, nhwc
-from fused_preact.backends.records import Pair
+from fused_preact.backends.records import Pair, allows_tf32
 
 Shape = tuple[int, ...]
 HALVES = (torch.bfloat16, torch.float16)
@@ -26,20 +26,23 @@ NO_DGRAD, NO_WGRAD = _cuda.ConvTile(0, 0, 0, 0, 0), _cuda.WgradTile(0, 0, 0, 0, 
 
 
 @functools.lru_cache(maxsize=65536)
-def problem(x: Shape, weight: Shape, stride: Pair, padding: Pair, dilation: Pair) -> tiles.Problem:
+def problem(x: Shape, weight: Shape, stride: Pair, padding: Pair, dilation: Pair, dtype: torch.dtype) -> tiles.Problem:
     out = conv_out_shape(x, weight, stride, padding, dilation)
     y, x_axis = (tiles.Axis(x[i + 2], out[i + 2], weight[i + 2], stride[i], padding[i], dilation[i]) for i in (0, 1))
-    return tiles.Problem(x[0], x[1], weight[0], y, x_axis)
+    return tiles.Problem(x[0], x[1], weight[0], y, x_axis, dtype.itemsize)
 
 
 def library_only(p: tiles.Problem) -> bool:
-    return bool(p.c % 8 or p.k % 8) or tiles.materialises(p)
+    chunk = tiles.CHUNK_BYTES // p.itemsize
+    return bool(p.c % chunk or p.k % chunk) or tiles.materialises(p)
 
 
 @functools.lru_cache(maxsize=65536)
-def fwd_plan(x: Shape, weight: Shape, conv: tuple[Pair, Pair, Pair], device: int | None) -> tuple[_cuda.Conv, _cuda.ConvTile] | None:
+def fwd_plan(
+    x: Shape, weight: Shape, conv: tuple[Pair, Pair, Pair], dtype: torch.dtype, device: int | None
+) -> tuple[_cuda.Conv, _cuda.ConvTile] | None:
     """How the kernels of ours compute the convolution; None if there is none for it."""
-    p = problem(x, weight, *conv)
+    p = problem(x, weight, *conv, dtype)
     tile = None if library_only(p) else tiles.fwd_tile(p, count_tiles(conv_out_shape(x, weight, *conv)), environment.device(device))
     return tile and (_cuda.Conv(p.n, p.c, p.k, p.y, p.x), _cuda.ConvTile(*tile))
 
@@ -54,8 +57,10 @@ class BwdPlan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=65536)
-def bwd_plan(x: Shape, weight: Shape, conv: tuple[Pair, Pair, Pair], emit: str, want_dw: bool, device: int | None) -> BwdPlan:
-    p, on = problem(x, weight, *conv), environment.device(device)
+def bwd_plan(
+    x: Shape, weight: Shape, conv: tuple[Pair, Pair, Pair], emit: str, want_dw: bool, dtype: torch.dtype, device: int | None
+) -> BwdPlan:
+    p, on = problem(x, weight, *conv, dtype), environment.device(device)
     if library_only(p):
         return BwdPlan(None, None, None)
     both = want_dw and tiles.shares_wgrad(p, emit, on)
@@ -66,8 +71,8 @@ def bwd_plan(x: Shape, weight: Shape, conv: tuple[Pair, Pair, Pair], emit: str, 
 
 
 def native(x: Tensor, weight: Tensor, groups: int, *others: Tensor | None) -> bool:
-    """Whether the dtypes are those of the kernels of ours."""
-    return groups == 1 and x.dtype in HALVES and all(t is None or t.dtype == x.dtype for t in (weight, *others))
+    """Whether the dtypes are those of the kernels of ours, which multiply float32 as tf32."""
+    return groups == 1 and all(t is None or t.dtype == x.dtype for t in (weight, *others)) and (x.dtype in HALVES or allows_tf32(x.dtype))
 
 
 def bn_relu_conv2d_fwd(
@@ -86,7 +91,9 @@ def bn_relu_conv2d_fwd(
 ) -> tuple[Tensor, Tensor | None]:
     if not x.numel():
         return eager.bn_relu_conv2d_fwd(x, bn, weight, bias, residual, stride, padding, dilation, groups, relu, want_stats, after)
-    plan = fwd_plan(x.shape, weight.shape, (stride, padding, dilation), x.device.index) if native(x, weight, groups, residual) else None
+    plan = None
+    if native(x, weight, groups, residual):
+        plan = fwd_plan(x.shape, weight.shape, (stride, padding, dilation), x.dtype, x.device.index)
     if plan is None:
         return library.fwd(norm, x, bn, weight, bias, residual, (stride, padding, dilation, groups), relu, want_stats)
     shape = conv_out_shape(x.shape, weight.shape, stride, padding, dilation)
@@ -126,7 +133,7 @@ def bn_relu_conv2d_bwd(
         return eager.bn_relu_conv2d_bwd(*deferred, x, bn, weight, *conv, relu, add_dz, emit, coeffs, residual_grad, *wanted)
     plan = BwdPlan(None, None, None)
     if native(x, weight, groups, dy, dy_x, add_dz, residual_grad):
-        plan = bwd_plan(x.shape, weight.shape, conv[:3], emit, want_dw, x.device.index)
+        plan = bwd_plan(x.shape, weight.shape, conv[:3], emit, want_dw, x.dtype, x.device.index)
     by_library = (emit != "none" and plan.dgrad is None) or (want_dw and plan.wgrad is None)
     # A deferred dy that is wanted in memory anyway is written first.
     if dy_coeffs is not None and (by_library or want_dy or want_dbias or dy_add is not None):

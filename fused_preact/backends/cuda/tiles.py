@@ -56,13 +56,14 @@ class Axis(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A convolution of n images, c channels to k."""
+    """A convolution of n images, c channels to k, of elements of so many bytes."""
 
     n: int
     c: int
     k: int
     y: Axis
     x: Axis
+    itemsize: int = 2
 
     @property
     def taps(self) -> int:
@@ -93,9 +94,11 @@ class Shape(NamedTuple):
         return self.height * self.width
 
 
+Shapes = dict[tuple[int, int], Shape]
+
 # What csrc/cuda/bn_relu_conv2d_fwd.cu is compiled for, by input channels at a time and output channels. More of both would spill registers,
 # or leave no room for a second block.
-FLAT = {
+FLAT: Shapes = {
     (16, 16): Shape(1, 128, 4, 4),
     (16, 32): Shape(1, 128, 4, 4),
     (16, 64): Shape(1, 128, 4, 3),
@@ -107,6 +110,12 @@ FLAT = {
     (64, 32): Shape(1, 128, 4, 3, 3),
     (64, 64): Shape(1, 64, 4, 3, 3),
     (64, 128): Shape(1, 64, 4, 3, 2),
+}
+FLAT_FLOAT32: Shapes = {
+    (64, 16): Shape(1, 128, 4, 3),
+    (32, 32): Shape(1, 128, 4, 4, 3),
+    (16, 64): Shape(1, 128, 4, 3),
+    (32, 64): Shape(1, 64, 4, 4, 3),
 }
 # bn_relu_conv2d_fwd_window.cu: for 3x3 taps without stride and dilation, and for any.
 WINDOW_3X3 = {
@@ -120,6 +129,17 @@ WINDOW_ANY = {
     (16, 32): Shape(8, 16, 4, 4),
     (32, 32): Shape(8, 16, 4, 4),
     (32, 64): Shape(8, 16, 8, 2, 2),
+}
+# Of float32 the same table serves both.
+WINDOW_3X3_FLOAT32 = {
+    (16, 16): Shape(16, 16, 8, 2),
+    (32, 32): Shape(16, 8, 8, 2),
+    (16, 32): Shape(8, 8, 4, 0, 3),
+    (16, 64): Shape(8, 8, 8, 0, 2),
+}
+WINDOW_ANY_FLOAT32 = {
+    (16, 32): Shape(8, 8, 4, 4, 4),
+    (16, 64): Shape(8, 8, 8, 2, 2),
 }
 # bn_relu_conv2d_dgrad_window.cu, by channels of dy at a time and channels of x.
 WINDOW_3X3_GRAD = {
@@ -143,6 +163,12 @@ FLAT_GRAD = {
     (32, 128): Shape(1, 128, 8, 2),
     (64, 128): Shape(1, 64, 4, 2, 2),
     (64, 256): Shape(1, 64, 8, 1),
+}
+FLAT_GRAD_FLOAT32: Shapes = {
+    (64, 16): Shape(1, 128, 4, 3),
+    (32, 32): Shape(1, 128, 4, 3, 3),
+    (16, 64): Shape(1, 64, 4, 3),
+    (32, 64): Shape(1, 64, 4, 3, 3),
 }
 # The same kernel where it computes dweight too, whose sums take registers.
 FLAT_BWD = {
@@ -181,12 +207,18 @@ def materialises(p: Problem) -> bool:
 
 
 def fwd_tile(p: Problem, tiles: int, device: Device) -> ConvTile | None:
-    """Of a forward convolution of 16-bit values, with at most `tiles` blocks along the pixels; None if no tile fits the device."""
-    return flat_fwd_tile(p.n * p.y.out * p.x.out, p.c, p.k, tiles, device) if p.pointwise else window_fwd_tile(p, tiles, device)
+    """Of a forward convolution, with at most `tiles` blocks along the pixels; None if no tile fits the device."""
+    return flat_fwd_tile(p.n * p.y.out * p.x.out, p.c, p.k, tiles, device, p.itemsize) if p.pointwise else window_fwd_tile(p, tiles, device)
 
 
-def flat_fwd_tile(pixels: int, c: int, k: int, tiles: int, device: Device) -> ConvTile | None:
+def flat_fwd_tile(pixels: int, c: int, k: int, tiles: int, device: Device, itemsize: int = 2) -> ConvTile | None:
     """Of a pointwise convolution."""
+    if itemsize == 4:
+        key = _key(FLAT_FLOAT32, c, k, lambda slab, out: flat_fwd_bytes(slab, out, c, 4), device)
+        if key is None:
+            return None
+        shape = FLAT_FLOAT32[key]
+        return _shared_out(shape, _parts(pixels, shape.pixels), *key, c, k, tiles, flat_fwd_bytes(*key, c, 4), device)
     slab = min(WIDEST_SLAB, max(16, _power_of_two(c)))
     outs = [out for own, out in FLAT if own == slab]
     out = next((out for out in outs if out >= k), outs[-1])
@@ -204,7 +236,7 @@ def window_fwd_tile(p: Problem, tiles: int, device: Device) -> ConvTile | None:
     """Of a convolution that is not pointwise."""
     if p.taps > MOST_TAPS or p.y.stride * p.x.stride > MOST_PHASES:
         return None
-    shapes = WINDOW_3X3 if p.dense_3x3 else WINDOW_ANY
+    shapes = window_shapes(p)
     key = _key(shapes, p.c, p.k, partial(window_fwd_bytes, p), device)
     if key is None:
         return None
@@ -219,7 +251,7 @@ def dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool = False)
         return _flat_dgrad_tile(p, tiles, device, with_wgrad)
     if p.taps > MOST_TAPS or p.y.stride * p.x.stride > MOST_PHASES:
         return None
-    shapes = WINDOW_3X3_GRAD if p.dense_3x3 else WINDOW_ANY_GRAD
+    shapes = window_grad_shapes(p)
     key = _key(shapes, p.k, p.c, partial(window_dgrad_bytes, p), device)
     if key is None:
         return None
@@ -229,12 +261,12 @@ def dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool = False)
 
 
 def _flat_dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool) -> ConvTile | None:
-    shapes = FLAT_BWD if with_wgrad else FLAT_GRAD
+    shapes = FLAT_BWD if with_wgrad else flat_grad_shapes(p.itemsize)
     pixels = p.n * p.y.size * p.x.size
     # A block of 256 channels reads dy once, and leaves few blocks: not where a quarter of the multiprocessors would be idle.
     widest = 256 if 4 * _parts(pixels, FLAT_GRAD[64, 256].pixels) >= 3 * device.multiprocessors else 128
     shapes = {key: shape for key, shape in shapes.items() if key[1] <= widest}
-    key = _key(shapes, p.k, p.c, lambda slab, out: flat_dgrad_bytes(slab, out, p.k, with_wgrad), device)
+    key = _key(shapes, p.k, p.c, lambda slab, out: flat_dgrad_bytes(slab, out, p.k, with_wgrad, p.itemsize), device)
     if key is None:
         return None
     (slab, out), shape = key, shapes[key]
@@ -242,12 +274,14 @@ def _flat_dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool) -
         # What blocks write of dweight, and read again, should be little beside the activations.
         tiles = min(tiles, max(device.multiprocessors, pixels * (p.c + p.k) * 2 // PARTS_SHARE // (p.c * p.k * 4)))
     return _shared_out(
-        shape, _parts(pixels, shape.pixels), slab, out, p.k, p.c, tiles, flat_dgrad_bytes(slab, out, p.k, with_wgrad), device
+        shape, _parts(pixels, shape.pixels), slab, out, p.k, p.c, tiles, flat_dgrad_bytes(slab, out, p.k, with_wgrad, p.itemsize), device
     )
 
 
 def shares_wgrad(p: Problem, emit: str, device: Device) -> bool:
-    """Whether one kernel computes both gradients: of pointwise convolutions whose dweight fits the registers of a block, but for dx."""
+    """Whether one kernel computes both gradients: of pointwise convolutions of 16 bits, if dweight fits a block, but for dx."""
+    if p.itemsize == 4:
+        return False
     fitting = [key for key in FLAT_BWD if flat_dgrad_bytes(*key, p.k, True) <= device.shared_limit]
     return emit in ("dz", "g", "sums") and p.pointwise and any(p.k <= slab and p.c <= out for slab, out in fitting)
 
@@ -272,32 +306,52 @@ def _shared_out(
     return ConvTile(shape.pixels, slab, out, _parts(pieces, _parts(pieces, most)), shared)
 
 
-def flat_fwd_bytes(slab: int, out: int, c: int) -> int:
-    """Slabs of z and of the weight (two of each if there are more to come), y, sums of each warp, scale and shift of every channel."""
-    shape, slabs = FLAT[slab, out], _parts(c, slab)
-    return min(2, slabs) * 2 * slab * (shape.pixels + out) + 2 * shape.pixels * out + shape.warps * 8 * out + 8 * slabs * slab
+def window_shapes(p: Problem) -> Shapes:
+    """Of a forward convolution that is not pointwise."""
+    if p.itemsize == 4:
+        return WINDOW_3X3_FLOAT32 if p.dense_3x3 else WINDOW_ANY_FLOAT32
+    return WINDOW_3X3 if p.dense_3x3 else WINDOW_ANY
+
+
+def flat_fwd_bytes(slab: int, out: int, c: int, itemsize: int = 2) -> int:
+    """Slabs of z and of the weight (two of each if there are more to come), y, sums of each warp, and vectors of the norm: scale and shift,
+    and of float32 the mean."""
+    shape, slabs = (FLAT_FLOAT32 if itemsize == 4 else FLAT)[slab, out], _parts(c, slab)
+    vectors = 4 * (3 if itemsize == 4 else 2) * slabs * slab
+    return itemsize * (min(2, slabs) * slab * (shape.pixels + out) + shape.pixels * out) + shape.warps * 8 * out + vectors
 
 
 def window_fwd_bytes(p: Problem, slab: int, out: int) -> int:
     """y, sums of each warp, a slab of the weight (two if there are more to come) under all taps, and one of the window."""
-    shape = (WINDOW_3X3 if p.dense_3x3 else WINDOW_ANY)[slab, out]
-    weight = p.taps * out * _padded(slab)
-    window = window_side(p.y, shape.height) * window_side(p.x, shape.width) * _padded(slab)
-    return 2 * shape.pixels * out + shape.warps * 8 * out + min(2, _parts(p.c, slab)) * weight + window
+    shape, row = window_shapes(p)[slab, out], _padded(slab, p.itemsize)
+    weight = p.taps * out * row
+    window = window_side(p.y, shape.height) * window_side(p.x, shape.width) * row
+    return p.itemsize * shape.pixels * out + shape.warps * 8 * out + min(2, _parts(p.c, slab)) * weight + window
 
 
-def flat_dgrad_bytes(slab: int, out: int, k: int, with_wgrad: bool) -> int:
+def flat_grad_shapes(itemsize: int) -> Shapes:
+    return FLAT_GRAD_FLOAT32 if itemsize == 4 else FLAT_GRAD
+
+
+def window_grad_shapes(p: Problem) -> Shapes:
+    if p.itemsize == 4:
+        return window_shapes(p)
+    return WINDOW_3X3_GRAD if p.dense_3x3 else WINDOW_ANY_GRAD
+
+
+def flat_dgrad_bytes(slab: int, out: int, k: int, with_wgrad: bool, itemsize: int = 2) -> int:
     """dz, x, z if it is needed, and slabs of the weight and of dy (two of each if there are more to come)."""
-    shape = (FLAT_BWD if with_wgrad else FLAT_GRAD)[slab, out]
-    return (3 if with_wgrad else 2) * 2 * shape.pixels * out + min(2, _parts(k, slab)) * slab * (_padded(out) + 2 * shape.pixels)
+    shape = (FLAT_BWD if with_wgrad else flat_grad_shapes(itemsize))[slab, out]
+    slabs = min(2, _parts(k, slab)) * slab * (_summed_row(out, itemsize) + itemsize * shape.pixels)
+    return (3 if with_wgrad else 2) * itemsize * shape.pixels * out + slabs
 
 
 def window_dgrad_bytes(p: Problem, slab: int, out: int) -> int:
     """dz, x, a slab of the weight (two if there are more to come) under all taps, and one of dy's window."""
-    shape = (WINDOW_3X3_GRAD if p.dense_3x3 else WINDOW_ANY_GRAD)[slab, out]
-    weight = p.taps * slab * _padded(out)
-    window = transposed_window_side(p.y, shape.height) * transposed_window_side(p.x, shape.width) * _padded(slab)
-    return 4 * shape.pixels * out + min(2, _parts(p.k, slab)) * weight + window
+    shape = window_grad_shapes(p)[slab, out]
+    weight = p.taps * slab * _summed_row(out, p.itemsize)
+    window = transposed_window_side(p.y, shape.height) * transposed_window_side(p.x, shape.width) * _padded(slab, p.itemsize)
+    return 2 * p.itemsize * shape.pixels * out + min(2, _parts(p.k, slab)) * weight + window
 
 
 def transposed_window_side(a: Axis, inputs: int) -> int:
@@ -320,9 +374,14 @@ def window_side(a: Axis, outputs: int) -> int:
     return (outputs - 1) * (a.stride // sample) + (a.kernel - 1) * a.dilation // sample + 1
 
 
-def _padded(channels: int) -> int:
+def _padded(channels: int, itemsize: int = 2) -> int:
     """Bytes of a row of chunks, an odd number of them."""
-    return (channels // 8 | 1) * CHUNK_BYTES
+    return (channels * itemsize // CHUNK_BYTES | 1) * CHUNK_BYTES
+
+
+def _summed_row(channels: int, itemsize: int) -> int:
+    """Bytes of a weight's row that is summed over: of float32 two chunks more."""
+    return _padded(channels) if itemsize == 2 else channels * itemsize + 2 * CHUNK_BYTES
 
 
 def _parts(n: int, size: int) -> int:

@@ -47,8 +47,8 @@ def refusal(unit: Unit, case: Case) -> str | None:
     """Why a unit, which the backend takes layer by layer, is composed of them."""
     if unit.shortcut == "pad":
         return "the cuda backend composes units that pad their shortcut"
-    if case.dtype not in HALVES or case.weight_dtype != case.dtype:
-        return "the cuda backend composes units whose input and weights are not of one dtype of 16 bits"
+    if case.weight_dtype != case.dtype or not (case.dtype in HALVES or case.tf32):
+        return "the cuda backend composes units whose input and weights are not of one dtype of 16 bits, or float32 where torch allows tf32"
     if len(unit.layers) > MOST_LAYERS or not all(layer.norm for layer in unit.layers[1:]):
         return f"the cuda backend composes units of more than {MOST_LAYERS} layers, or with a norm missing between two"
     if not any(layer.norm for layer in unit.layers):
@@ -61,15 +61,15 @@ def refusal(unit: Unit, case: Case) -> str | None:
     if (own[-1].y if unit.shortcut == "projection" else case.x) != own[len(unit.layers) - 1].y:
         return "the cuda backend composes units whose shortcut has another shape than their result"
     for conv in own:
-        if not all(_has_kernels(conv, device) for device in environment.devices()):
+        if not all(_has_kernels(conv, case.dtype, device) for device in environment.devices()):
             return f"the cuda backend composes units with a convolution that it has no kernel for, such as {conv.name}"
     return None
 
 
-def _has_kernels(own: UnitConv, device: int | None) -> bool:
+def _has_kernels(own: UnitConv, dtype: torch.dtype, device: int | None) -> bool:
     shapes = own.x, own.weight, own.conv[:3]
-    both, dgrad, wgrad = (bwd_plan(*shapes, *want, device) for want in BWD)
-    return bool(fwd_plan(*shapes, device) and both.dgrad and both.wgrad and dgrad.dgrad and wgrad.wgrad)
+    both, dgrad, wgrad = (bwd_plan(*shapes, *want, dtype, device) for want in BWD)
+    return bool(fwd_plan(*shapes, dtype, device) and both.dgrad and both.wgrad and dgrad.dgrad and wgrad.wgrad)
 
 
 class Plan:
@@ -95,7 +95,7 @@ class Plan:
         like = torch.empty(x, device="meta", memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         self.formats, self.shapes, tiled = [], [], []
         for weight, conv in zip(own, convolutions(unit, x, [w.shape for w in own]), strict=True):
-            tiled.append(_tiled(conv, has_taps_last(weight_gradient(weight)), device))
+            tiled.append(_tiled(conv, dtype, has_taps_last(weight_gradient(weight)), device))
             self.shapes.append(conv.y)
         for i, weight in enumerate(own[: len(unit.layers)]):
             self.formats.append(memory_format(like, weight))
@@ -122,7 +122,7 @@ class Plan:
         grids = (_cuda.Grid(*bn_grid(x[1], pixels, dtype, count, on)) for count in (tiles(x), 0))
         projected = None if projection is None else tiled[-1]
         self.native = _cuda.Unit(
-            DTYPES[dtype], layers, unit.shared, projected, tiles(self.shapes[-1]), *grids, two_dgrads(unit, x, own[0].shape)
+            DTYPES[dtype], layers, unit.shared, projected, tiles(self.shapes[-1]), *grids, two_dgrads(unit, x, own[0].shape, dtype)
         )
         self.fwd_pieces, self.bwd_pieces = (
             [made(kept) for kept in (False, True)] for made in (self.native.fwd_workspace, self.native.bwd_workspace)
@@ -132,18 +132,18 @@ class Plan:
 plan = functools.lru_cache(maxsize=4096)(Plan)
 
 
-def two_dgrads(unit: Unit, x: Shape, weight: Shape) -> bool:
+def two_dgrads(unit: Unit, x: Shape, weight: Shape, dtype: torch.dtype) -> bool:
     """Whether the gradient of x comes from a second dgrad, rather than from g in memory and bn_bwd.
 
     g is written and read: 2C elements a pixel. A second dgrad reads dy, and what it is deferred by, again: 2K. What else it reads, bn_bwd
     does too. It multiplies once more, which 1x1 convolutions have the time for.
     """
     k, c = weight[:2]
-    return k < c and problem(x, weight, *unit.layers[0].conv[:3]).pointwise
+    return k < c and problem(x, weight, *unit.layers[0].conv[:3], dtype).pointwise
 
 
-def _tiled(own: UnitConv, taps_last: bool, device: int | None) -> _cuda.TiledConv:
+def _tiled(own: UnitConv, dtype: torch.dtype, taps_last: bool, device: int | None) -> _cuda.TiledConv:
     shapes = own.x, own.weight, own.conv[:3]
-    plans = [bwd_plan(*shapes, *want, device) for want in BWD]
+    plans = [bwd_plan(*shapes, *want, dtype, device) for want in BWD]
     both, dgrad, wgrad = ((p.dgrad or NO_DGRAD, p.wgrad or NO_WGRAD) for p in plans)
-    return _cuda.TiledConv(*fwd_plan(*shapes, device), *both, dgrad[0], wgrad[1], taps_last)
+    return _cuda.TiledConv(*fwd_plan(*shapes, dtype, device), *both, dgrad[0], wgrad[1], taps_last)

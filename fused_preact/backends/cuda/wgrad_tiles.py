@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from fused_preact.backends.cuda.environment import Device
-from fused_preact.backends.cuda.tiles import MOST_PHASES, MOST_TAPS, Problem, _padded, _parts, window_side
+from fused_preact.backends.cuda.tiles import MOST_PHASES, MOST_TAPS, Problem, _parts, _summed_row, window_side
 
 
 class WgradTile(NamedTuple):
@@ -36,6 +36,9 @@ FLAT = (Shape(1, 128, 16, 64), Shape(1, 128, 64, 16), Shape(1, 128, 32, 64), Sha
 # bn_relu_conv2d_wgrad_window.cu: for 3x3 taps without stride and dilation, and for any. What two groups add up is one part.
 WINDOW_3X3 = (Shape(32, 8, 16, 16, 9, 2), Shape(8, 8, 32, 32, 9, 2), Shape(16, 8, 32, 32, 9, 2))
 WINDOW_ANY = (Shape(8, 8, 64, 64, 1, 2), Shape(8, 8, 32, 32, 9, 2))
+# Of float32 the next tile takes twice the registers: half as many pixels.
+FLAT_FLOAT32 = (Shape(1, 64, 16, 64), Shape(1, 64, 64, 16), Shape(1, 64, 32, 64), Shape(1, 64, 64, 32), Shape(1, 64, 64, 64))
+WINDOW_3X3_FLOAT32 = (Shape(16, 8, 16, 16, 9, 2), Shape(8, 8, 32, 32, 9, 2))
 # Groups that share a multiprocessor's registers.
 RESIDENT_GROUPS = 2
 # Elements of dweight that the warps of a group have at least between them, where they share out pixels.
@@ -50,8 +53,9 @@ def shared(parts: int) -> WgradTile:
 def wgrad_tile(p: Problem, device: Device) -> WgradTile | None:
     """None if no tile fits the device."""
     if p.pointwise:
-        shape = next(s for s in FLAT if s.k >= min(p.k, FLAT[-1].k) and s.c >= min(p.c, FLAT[-1].c))
-        tiles, shared = _parts(p.n * p.y.out * p.x.out, shape.pixels), flat_wgrad_bytes(shape)
+        shapes = FLAT_FLOAT32 if p.itemsize == 4 else FLAT
+        shape = next(s for s in shapes if s.k >= min(p.k, shapes[-1].k) and s.c >= min(p.c, shapes[-1].c))
+        tiles, shared = _parts(p.n * p.y.out * p.x.out, shape.pixels), flat_wgrad_bytes(shape, p.itemsize)
     else:
         shape = _window_shape(p)
         tiles, shared = p.n * _parts(p.y.out, shape.height) * _parts(p.x.out, shape.width), window_wgrad_bytes(p, shape)
@@ -60,25 +64,30 @@ def wgrad_tile(p: Problem, device: Device) -> WgradTile | None:
     return WgradTile(shape.pixels, shape.k, shape.c, _parts_of(p, shape, tiles, device), shared)
 
 
-def flat_wgrad_bytes(shape: Shape) -> int:
+def flat_wgrad_bytes(shape: Shape, itemsize: int = 2) -> int:
     """dy and z of a tile."""
-    return 2 * shape.pixels * (shape.k + shape.c)
+    return shape.pixels * (_pixel(shape.k, itemsize) + _pixel(shape.c, itemsize))
 
 
 def window_wgrad_bytes(p: Problem, shape: Shape) -> int:
     """dy and the window of z of each tile, or later sums of half the warps, each of which has a part of the pixels or of the channels."""
-    window = window_side(p.y, shape.height) * window_side(p.x, shape.width) * _padded(shape.c)
+    window = window_side(p.y, shape.height) * window_side(p.x, shape.width) * _summed_row(shape.c, p.itemsize)
     sums = 4 * max(shape.k * shape.c, LEAST_BLOCK) * shape.taps
-    return max(shape.groups * (2 * shape.pixels * shape.k + window), shape.groups // 2 * sums)
+    return max(shape.groups * (shape.pixels * _pixel(shape.k, p.itemsize) + window), shape.groups // 2 * sums)
+
+
+def _pixel(channels: int, itemsize: int) -> int:
+    """Bytes of a pixel's channels in a tile."""
+    return itemsize * channels if itemsize == 2 else _summed_row(channels, itemsize)
 
 
 def _window_shape(p: Problem) -> Shape:
-    narrow, low, high = WINDOW_3X3
     if not p.dense_3x3:
         return WINDOW_ANY[p.taps > 1]
+    narrow, low, *high = WINDOW_3X3_FLOAT32 if p.itemsize == 4 else WINDOW_3X3
     if max(p.k, p.c) <= narrow.k:
         return narrow
-    return low if p.y.out <= low.height else high
+    return high[0] if high and p.y.out > low.height else low
 
 
 def _parts_of(p: Problem, shape: Shape, tiles: int, device: Device) -> int:
@@ -91,7 +100,7 @@ def _parts_of(p: Problem, shape: Shape, tiles: int, device: Device) -> int:
     """
     blocks_of_part = _parts(p.k, shape.k) * _parts(p.c, shape.c) * _parts(p.taps, shape.taps)
     part = 4 * p.k * p.taps * p.c
-    activations = 2 * p.n * (p.y.size * p.x.size * p.c + p.y.out * p.x.out * p.k)
+    activations = p.itemsize * p.n * (p.y.size * p.x.size * p.c + p.y.out * p.x.out * p.k)
     most = _parts(device.multiprocessors * RESIDENT_GROUPS // shape.groups, blocks_of_part)
     enough = _parts(max(1, device.multiprocessors // 2), blocks_of_part)
     turns = _parts(tiles, shape.groups)

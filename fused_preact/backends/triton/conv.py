@@ -9,7 +9,7 @@ from torch import Tensor
 from fused_preact.backends import eager, library
 from fused_preact.backends.layout import conv_out_shape, empty_wide, stored, tiles
 from fused_preact.backends.memory import Output, nhwc, rows, vector
-from fused_preact.backends.records import Pair
+from fused_preact.backends.records import Pair, allows_tf32
 from fused_preact.backends.triton import bn as norm
 from fused_preact.backends.triton import environment, tuning
 from fused_preact.backends.triton.bn import TYPES, bn_bwd
@@ -38,8 +38,7 @@ def problem(x: tuple, weight: tuple, conv: tuple, dtype: torch.dtype, precision:
 
 
 def _problem(x: Tensor, weight: Tensor, *conv: object) -> Problem:
-    # tf32 only where torch's own convolutions would use it.
-    precision = "tf32" if weight.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+    precision = "tf32" if allows_tf32(weight.dtype) else "ieee"
     stride, padding, dilation, groups = conv
     conv = (tuple(stride), tuple(padding), tuple(dilation), groups)
     capability = environment.capability(x.device.index)
