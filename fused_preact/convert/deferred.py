@@ -239,9 +239,10 @@ def _add_in_place(input: Any, other: Any, *, alpha: Any = 1) -> Any:
 
 def _sides(input: Any, other: Any) -> tuple[Convolution, Node] | None:
     """A convolution and a shortcut, if that is what they are; of two convolutions, the one to which fewer layers lead is the shortcut."""
-    if not (isinstance(input, Tensor) and isinstance(other, Tensor)) or input.shape != other.shape:
+    if not all(type(t) in (Tensor, nn.Parameter, Deferred) for t in (input, other)):
         return None
-    if input.dtype != other.dtype or input.device != other.device or type(other) not in (Tensor, nn.Parameter, Deferred):
+    a, b = _told(input), _told(other)
+    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
         return None
     conv, shortcut = sorted((node_of(input), node_of(other)), key=_depth, reverse=True)
     return (conv, shortcut) if _depth(conv) and conv.moment == Moment.now() else None
@@ -277,14 +278,14 @@ def _weights_come_and_go() -> bool:
     return states is not None and len(states._module_state_mapping) > 0
 
 
+def _told(t: Tensor) -> Tensor:
+    """Who tells the shape of t: where its tensor is there, that one, which may have been given another shape in place."""
+    return t.node.tensor if type(t) is Deferred and isinstance(t.node, Value) else t
+
+
 def _tells(func: Callable[..., Any]) -> Callable[..., Any]:
-    """func, which needs no data, of a Deferred; of its tensor, which may have been given another shape in place, where there is one."""
-
-    def told(deferred: Tensor, *args: Any, **kwargs: Any) -> Any:
-        written = type(deferred) is Deferred and isinstance(deferred.node, Value)
-        return func(deferred.node.tensor if written else deferred, *args, **kwargs)
-
-    return told
+    """func, which needs no data."""
+    return lambda t, *args, **kwargs: func(_told(t), *args, **kwargs)
 
 
 _T = torch.Tensor

@@ -111,6 +111,14 @@ def unsqueezed_in_place(m, x):
     return backward(y.sum(0) * y.dim())
 
 
+@scene("the shortcut was given another shape in place")
+def shortcut_unsqueezed_in_place(m, x):
+    h = m.stem(x)
+    y = m.layer(1, h)
+    y.unsqueeze_(0)
+    return backward((m.layer(2, h) + y).sum(0))
+
+
 @scene("detached at every stage")
 def detached(m, x):
     h = m.stem(x)
