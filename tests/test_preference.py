@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fused_preact import backends
-from fused_preact.backends.records import Case, Conv
+from fused_preact.backends.records import Case, Conv, Layer, Unit
+from fused_preact.ops import library, unit
 
 
 def usable(name: str, refused: tuple[torch.dtype, ...] = ()) -> SimpleNamespace:
@@ -36,6 +37,20 @@ def test_float32_where_torch_allows_tf32(gpu):
     """The flag is part of what is remembered."""
     case = Case("cuda", torch.float32, (2, 16, 8, 8), (16, 16, 3, 3), torch.float32, Conv())
     assert [backends.choose(case._replace(tf32=allowed)).name for allowed in (False, True, False)] == ["triton", "cuda", "triton"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("allowed", [True, False], ids=["allowed", "not-allowed"])
+def test_layers_are_asked_for_with_the_flag(allowed, dtype, monkeypatch):
+    """By layers and by whole units; of float32 alone."""
+    seen = []
+    monkeypatch.setattr(library, "choose", lambda case, insisted: seen.append(case.tf32))
+    monkeypatch.setattr(unit, "choose_unit", lambda record, case, insisted: seen.append(case.tf32))
+    torch.backends.cudnn.allow_tf32 = allowed
+    x, weight = torch.zeros(2, 8, 4, 4, dtype=dtype), torch.zeros(8, 8, 1, 1, dtype=dtype)
+    library.chosen(x, weight, Conv(), "")
+    unit._native(Unit((Layer(),)), x, [None, None, weight], None, "")
+    assert seen == [allowed and dtype == torch.float32] * 2
 
 
 def test_elsewhere(gpu):
