@@ -31,7 +31,7 @@ class Deferred(torch.Tensor):
     """Stands for the result of `node`. gate: its own function in the graph, None without one."""
 
     node: Node
-    gate: Any
+    gate: Any = None
 
     @classmethod
     def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -78,8 +78,11 @@ class Gate(torch.autograd.Function):
     def forward(ctx: Any, node: Node, make: Callable[[], Deferred] | None, target: Deferred | None, *inputs: Tensor | None) -> Deferred:
         ctx.node = node
         if target is None:
-            return make()
-        ctx.mark_dirty(target)
+            target = make()
+        else:
+            ctx.mark_dirty(target)
+        # What grad_fn will be; asking for that is slow.
+        target.gate = ctx if any(ctx.needs_input_grad) else None
         return target
 
     @staticmethod
@@ -108,20 +111,15 @@ def defer(node: Node, shape: Any, dtype: torch.dtype, channels_last: bool, devic
         return torch.Tensor._make_wrapper_subclass(Deferred, shape, dtype=dtype, device=device, strides=strides)
 
     deferred = Gate.apply(node, make, None, *inputs) if torch.is_grad_enabled() else make()
-    return _standing_for(deferred, node)
+    deferred.node = node
+    return deferred
 
 
 def replace(deferred: Deferred, node: Node, *inputs: Tensor | None) -> Deferred:
     """Let it stand for another node, computed from `inputs`: it was changed in place."""
     if torch.is_grad_enabled():
         Gate.apply(node, None, deferred, *inputs)
-    return _standing_for(deferred, node)
-
-
-def _standing_for(deferred: Deferred, node: Node) -> Deferred:
     deferred.node = node
-    with _plain():
-        deferred.gate = deferred.grad_fn
     return deferred
 
 
@@ -194,9 +192,13 @@ def _conv2d(
     if not isinstance(node, Activation) or node.changed():
         return NotImplemented
     conv = Conv(_pair(stride), _pair(padding), _pair(dilation), groups)
-    if not _fits(node.norm.x, weight, bias, conv):
+    norm, dtype = node.norm, autocast_dtype(node.norm.x)
+    if not _fits(norm.x, weight, bias, conv.groups, dtype):
         return NotImplemented
-    made = Convolution(node.norm, node.relu, weight, bias, conv)
+    shape = conv_out_shape(norm.x.shape, weight.shape, *conv[:3])
+    if min(shape[2:]) < 1:
+        return NotImplemented
+    made = Convolution(norm, node.relu, weight, bias, conv, dtype)
     events.tell_fused(made)
     node.fused = True
     recorded = made.moment.grad and (input.requires_grad or weight.requires_grad)
@@ -204,19 +206,18 @@ def _conv2d(
         # Without gradients, its input may be changed in place once it was called; who looks at what is saved for backward, such as
         # activation checkpointing, should see it saved here.
         return made.real()
-    dtype, like = made.dtype or weight.dtype, is_channels_last(made.activation.norm.x) or is_channels_last(weight)
-    return defer(made, made.out_shape, dtype, like, weight.device, input, weight, bias)
+    like = is_channels_last(norm.x) or is_channels_last(weight)
+    return defer(made, shape, dtype or weight.dtype, like, weight.device, input, weight, bias)
 
 
-def _fits(x: Tensor, weight: Any, bias: Any, conv: Conv) -> bool:
+def _fits(x: Tensor, weight: Any, bias: Any, groups: int, dtype: torch.dtype | None) -> bool:
     """Whether the convolution is one that the fused function takes: a parameter as it is stored, not one computed from others."""
     if type(weight) is not nn.Parameter or weight.dim() != 4 or weight.device != x.device or not x.numel():
         return False
-    dtype = autocast_dtype(x)
     if bias is not None and (type(bias) is not nn.Parameter or (dtype is None and bias.dtype != x.dtype)):
         return False
-    fitting = weight.size(1) * conv.groups == x.size(1) and weight.size(0) % conv.groups == 0 and weight.is_floating_point()
-    return fitting and (dtype is not None or weight.dtype == x.dtype) and min(conv_out_shape(x.shape, weight.shape, *conv[:3])[2:]) > 0
+    fitting = weight.size(1) * groups == x.size(1) and weight.size(0) % groups == 0
+    return fitting and (weight.dtype == x.dtype if dtype is None else weight.is_floating_point())
 
 
 def _pair(value: Any) -> tuple[int, int]:

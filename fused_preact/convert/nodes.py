@@ -13,13 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fused_preact.backends.layout import conv_out_shape
 from fused_preact.backends.records import Conv, Layer
 from fused_preact.convert.moment import Moment, transformed
 from fused_preact.functional import Group
 from fused_preact.functional.bn_relu import BNReLU, bn_relu_grads
 from fused_preact.functional.bn_relu_conv2d import BNReLUConv2d, Call, Done, cast
-from fused_preact.functional.context import autocast_dtype
 from fused_preact.ops import backend_for
 
 Grads = Sequence[Tensor | None]
@@ -139,17 +137,16 @@ class Activation:
 
 
 class Convolution:
-    """y = conv2d(z, weight) + bias of an activation z that is never written."""
+    """y = conv2d(z, weight) + bias of an activation z that is never written. dtype: that of autocast, None outside it."""
 
     fused = False
 
-    def __init__(self, norm: Norm, relu: bool, weight: Tensor, bias: Tensor | None, conv: Conv) -> None:
+    def __init__(self, norm: Norm, relu: bool, weight: Tensor, bias: Tensor | None, conv: Conv, dtype: torch.dtype | None) -> None:
         # Its own: what becomes of the activation that others hold is not its business.
         self.activation = Activation(norm, relu)
         self.weight, self.bias, self.conv = as_it_is(weight), as_it_is(bias), conv
-        self.dtype, self.moment = autocast_dtype(norm.x), Moment.now()
+        self.dtype, self.moment = dtype, self.activation.moment
         self.versions = self._versions()
-        self.out_shape = conv_out_shape(norm.x.shape, weight.shape, *conv[:3])
         self.used: Tensor | None = None
         self.tensor: Tensor | None = None
         self.stats: Tensor | None = None
