@@ -88,9 +88,9 @@ class _Record:
     """An observer that keeps what it is told, by names of modules."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.names = {module: name or type(model).__name__ for name, module in model.named_modules(remove_duplicate=True)}
-        self.owners = {id(p): name for module, name in self.names.items() for p in module._parameters.values() if p is not None}
+        self.names = {module: name or type(model).__name__ for name, module in model.named_modules()}
+        # By memory: a frozen weight is handed on without its history, as another tensor.
+        self.owners = {p.data_ptr(): name for module, name in self.names.items() for p in module._parameters.values() if p is not None}
         self.convs: list[tuple[Convolution, Norm, Triple]] = []
         self.unit_of: dict[int, int] = {}
         self.units = 0
@@ -101,7 +101,7 @@ class _Record:
         dtype = conv.dtype or conv.weight.dtype
         case = Case(norm.x.device.type, norm.x.dtype, norm.x.shape, conv.weight.shape, dtype, conv.conv, tf32=allows_tf32(dtype))
         name, refused = _chosen(case, norm.insisted)
-        owner = self.owners.get(id(conv.weight), "a convolution")
+        owner = self.owners.get(conv.weight.data_ptr(), "a convolution")
         triple = Triple(self._name(norm.site), owner, conv.activation.relu, tuple(norm.x.shape), name, refused, 0)
         self.convs.append((conv, norm, triple))
 

@@ -79,15 +79,11 @@ class Norm(NamedTuple):
         x, affine = self.x.detach(), [None if t is None else t.detach() for t in (self.gamma, self.beta)]
         return self._replace(origin=x, x=x, source=None, gamma=affine[0], beta=affine[1])
 
-    def changed(self) -> bool:
-        """Whether x is not any more what the norm saw."""
-        return version_of(self.x) != self.version
-
     def check(self) -> None:
         """Refuse to go on if x is not what it was at the call, or can't be read."""
         if transformed():
             raise RuntimeError("fused_preact: a fused result was first used inside a torch.func transform (vmap, grad, ...): use it before")
-        if self.changed():
+        if version_of(self.x) != self.version:
             raise RuntimeError(
                 f"fused_preact: the input of a {type(self.site).__name__}, shape {tuple(self.x.shape)}, was changed in place between the "
                 "norm's call and the use of its result: change a copy instead, or call fused_preact.unfuse on this part of the network"

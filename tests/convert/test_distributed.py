@@ -1,11 +1,11 @@
 """Two gloo processes with fused models: what they do with unfused ones."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+
+from tests.testing.workers import two_processes
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch was built without torch.distributed")
 
@@ -25,16 +25,7 @@ WHY = {
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory, pytestconfig):
     folder = tmp_path_factory.mktemp("gloo")
-    command = [sys.executable, "-m", "tests.convert.distributed_worker"]
-    options = {"cwd": pytestconfig.rootpath, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    workers = [subprocess.Popen([*command, str(rank), str(folder)], **options) for rank in range(2)]
-    try:
-        outputs = [worker.communicate(timeout=240)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    for worker, output in zip(workers, outputs, strict=True):
-        assert worker.returncode == 0, output
+    two_processes("tests.convert.distributed_worker", folder, pytestconfig.rootpath)
     return [json.loads((folder / f"outcomes{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
 

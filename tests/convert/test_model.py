@@ -266,6 +266,12 @@ def test_explain_is_a_report():
     assert "0.bn2 -> ReLU -> 0.conv2 on 3x4x8x8: " in text
 
 
+def test_explain_names_frozen_convolutions():
+    net = nn.Sequential(Bottleneck(8, 4)).requires_grad_(False)
+    net[0].bn1.requires_grad_(True)
+    assert {triple.conv for triple in fp.explain(net, images()).fused} == {"0.conv1", "0.conv2", "0.conv3", "0.shortcut.0"}
+
+
 def test_explain_changes_nothing():
     net = model()
     before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
