@@ -1,6 +1,7 @@
 """One process of a gloo group that trains fused models and unfused ones in turns. Started by test_distributed.py."""
 
 import copy
+import gc
 import json
 import sys
 import warnings
@@ -103,6 +104,8 @@ def main(rank: int, folder: Path) -> None:
         except Exception as error:
             outcomes[name] = f"{type(error).__name__}: {error}"
     (folder / f"outcomes{rank}.json").write_text(json.dumps(outcomes), encoding="utf-8")
+    # Networks in cycles hold the group, whose threads end with it: at the interpreter's exit it would be too late, and abort the process.
+    gc.collect()
     dist.destroy_process_group()
 
 
