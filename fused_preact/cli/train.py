@@ -13,7 +13,7 @@ from fused_preact.functional.preact_unit import MEMORIES
 from fused_preact.models import list_models
 from fused_preact.train.config import TrainConfig
 from fused_preact.train.data import DATASETS
-from fused_preact.train.extras import MissingExtraError, require
+from fused_preact._extras import MissingExtraError, require
 from fused_preact.train.loop import DivergedError, fit
 
 HELP = "train a network on a small data set that needs no download"

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fused_preact._text import unknown
-from fused_preact.train.extras import require
+from fused_preact._extras import require
 
 IMAGE_SIZE = 32
 

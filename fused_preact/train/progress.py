@@ -4,7 +4,7 @@ import sys
 from types import TracebackType
 from typing import Self
 
-from fused_preact.train.extras import require
+from fused_preact._extras import require
 from fused_preact.train.record import EpochRecord
 
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {rate_noinv_fmt}, {remaining} left{postfix}"

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from fused_preact._files import write_atomically
-from fused_preact.train.extras import require
+from fused_preact._extras import require
 from fused_preact.train.record import EpochRecord
 
 

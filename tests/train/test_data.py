@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 
 from fused_preact.train import data
 from fused_preact.train.data import Split
-from fused_preact.train.extras import MissingExtraError
+from fused_preact._extras import MissingExtraError
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from fused_preact.models import create_model
 from fused_preact.train import data, loop
 from fused_preact.train.config import TrainConfig
-from fused_preact.train.extras import MissingExtraError
+from fused_preact._extras import MissingExtraError
 from fused_preact.train.loop import DivergedError, evaluate, fit
 from fused_preact.train.progress import Progress
 from fused_preact.train.record import EpochRecord
