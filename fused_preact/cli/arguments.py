@@ -3,7 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import torch
 
@@ -50,16 +50,28 @@ def integer(low: int, high: int | None = None) -> Callable[[str], int]:
     return parse
 
 
-def number(low: float = 0.0, *, above: bool = False) -> Callable[[str], float]:
-    """A finite number of at least `low` (`above`: greater than it)."""
-    wanted = f"a number {'above' if above else 'of at least'} {low:g}"
+def integers(low: int) -> Callable[[str], tuple[int, ...]]:
+    """Whole numbers of at least `low`, rising, with commas between them; "none" for none."""
+
+    def parse(text: str) -> tuple[int, ...]:
+        values = () if text == "none" else tuple(map(integer(low), text.split(",")))
+        if list(values) != sorted(set(values)):
+            raise argparse.ArgumentTypeError(f"expected rising numbers, got {text!r}")
+        return values
+
+    return parse
+
+
+def number(low: float = 0.0, *, above: bool = False, below: float = math.inf) -> Callable[[str], float]:
+    """A finite number of at least `low` (`above`: greater than it) and less than `below`."""
+    wanted = f"a number {'above' if above else 'of at least'} {low:g}" + (f" and below {below:g}" if below < math.inf else "")
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
-        if not math.isfinite(value) or value < low or (above and value == low):
+        if not math.isfinite(value) or value < low or (above and value == low) or value >= below:
             raise argparse.ArgumentTypeError(f"expected {wanted}, got {text}")
         return value
 
@@ -81,7 +93,12 @@ def device(text: str) -> str:
     return text
 
 
-def check_dtype(args: argparse.Namespace) -> None:
+class _Numbers(Protocol):
+    dtype: str
+    device: str
+
+
+def check_dtype(args: _Numbers) -> None:
     """Refuse --dtype float16 where --device has no use for it."""
     if args.dtype == "float16" and args.device == "cpu":
         raise UsageError("argument --dtype: expected float32 or bfloat16 on the cpu, got 'float16', which needs a GPU")

@@ -1,160 +1,218 @@
-"""Training and evaluation: SGD with Nesterov momentum under a one-cycle learning rate."""
+"""A training run from beginning to end, or from a checkpoint on."""
 
+import contextlib
 import math
+import signal
 import time
-from collections.abc import Iterable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
+from fused_preact import data
+from fused_preact.data.source import Source
 from fused_preact.models import create_model
+from fused_preact.train import checkpoint
+from fused_preact.train.checkpoint import State
 from fused_preact.train.config import TrainConfig
-from fused_preact.train.data import Split, batches_per_epoch, in_order, load, shuffled
-from fused_preact.train.graph import CapturedStep
+from fused_preact.train.evaluate import evaluate
+from fused_preact.train.interrupt import Interrupts
+from fused_preact.train.lock import locked
+from fused_preact.train.meter import DivergedError, Meter
 from fused_preact.train.progress import Progress
-from fused_preact.train.record import EpochRecord, FitResult
+from fused_preact.train.record import EpochRecord, FitResult, StepRecord
+from fused_preact.train.schedule import learning_rate
+from fused_preact.train.trainer import Trainer
+from fused_preact.train.usage import peak_mb
+from fused_preact.train.world import World
 from fused_preact.train.writer import RunWriter
 
 # Reading a loss waits for the device, so it happens a few times a second and not every step.
 _READ_SECONDS = 0.25
+# Agreeing on a signal waits for the device too.
+_AGREE_STEPS = {"cpu": 1, "cuda": 16}
 
 
-class DivergedError(ArithmeticError):
-    """The loss is no longer a finite number; the message is one sentence."""
+def fit(config: TrainConfig, *, resume: bool = False, overwrite: bool = False, world: World | None = None) -> FitResult:
+    """Train as `config` says, and leave the files of `RunWriter` in its folder: a checkpoint after every epoch, the weights at the end.
 
+    SIGINT and SIGTERM end the run after the step at hand, with a checkpoint (`FitResult.interrupted`).
 
-class Meter:
-    """Mean loss and accuracy, summed on the device."""
+    Args:
+        config: the run.
+        resume: go on from the folder's checkpoint, if it has one.
+        overwrite: let this run take the place of one in the folder.
+        world: this process among those of the run; None: it is alone.
 
-    def __init__(self, device: torch.device | str) -> None:
-        self._loss = torch.zeros((), device=device)
-        self._correct = torch.zeros((), dtype=torch.int64, device=device)
-        self._images = 0
-
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """`loss` is the mean over a batch."""
-        self._loss += loss.detach() * len(labels)
-        self._correct += (logits.detach().argmax(1) == labels).sum()
-        self._images += len(labels)
-
-    def read(self) -> tuple[float, float]:
-        """(mean loss, fraction correct); waits for the device."""
-        return self._loss.item() / self._images, self._correct.item() / self._images
-
-
-def evaluate(model: nn.Module, batches: Iterable[Split], config: TrainConfig) -> tuple[float, float]:
-    """(mean loss, fraction correct) with running statistics; leaves the model in eval mode."""
-    model.eval()
-    meter = Meter(config.device)
-    with torch.no_grad(), _autocast(config):
-        for images, labels in batches:
-            logits = model(images)
-            meter.add(F.cross_entropy(logits, labels), logits, labels)
-    return meter.read()
-
-
-def fit(config: TrainConfig) -> FitResult:
-    """Train as `config` says and write config.json, metrics.csv (after every epoch) and model.safetensors (at the end).
-
-    Raises DivergedError when the loss stops being finite, MissingExtraError before anything is written when a package is missing.
+    Raises FileExistsError for a folder with a run in it, DivergedError when the loss stops being finite, FolderInUse when another run writes to the folder, DataError and CheckpointError
+    for files that are not what they should be, MissingExtraError before anything is written when a package is missing.
     """
+    world = world or World(device=config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    data = load(config.data)
-    train, test = data.train.to(config.device), data.test.to(config.device)
-    model = create_model(config.model, num_classes=data.num_classes, memory=config.memory)
-    model = model.to(device=config.device, memory_format=torch.channels_last)
-    batch_size = min(config.batch_size, len(train.labels))
-    steps = batches_per_epoch(len(train.labels), batch_size)
-    trainer = Trainer(model, config, steps)
-    order = torch.Generator().manual_seed(config.seed)
-    epochs: list[EpochRecord] = []
-    with Progress(config.epochs, steps * batch_size) as progress:
-        writer = RunWriter(config.out)
-        writer.config(config.as_json() | {"num_classes": data.num_classes, "torch": torch.__version__})
-        for epoch in range(1, config.epochs + 1):
-            progress.epoch(epoch)
-            lr, start = trainer.lr, time.perf_counter()
-            train_loss, train_accuracy = trainer.epoch(shuffled(train, batch_size, order, data.shift), progress)
-            seconds = time.perf_counter() - start
-            test_loss, test_accuracy = evaluate(model, in_order(test, batch_size), config)
-            images_per_s = steps * batch_size / seconds
-            epochs.append(EpochRecord(epoch, lr, train_loss, train_accuracy, test_loss, test_accuracy, seconds, images_per_s))
-            writer.metrics(epochs)
-            progress.record(epochs[-1])
-        writer.model(model)
-    return FitResult(epochs, config.out)
+    source = load_data(config)
+    run = Run(config, world, source)
+    with contextlib.ExitStack() as stack:
+        interrupts = stack.enter_context(Interrupts())
+        if world.first:
+            config.out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(config.out))
+            if not resume:
+                run.writer.clear(overwrite)
+        return run.run(interrupts, resume)
 
 
-class Trainer:
-    """A model with its optimizer, learning-rate schedule and loss scaler."""
+def load_data(config: TrainConfig) -> Source:
+    """The data set of a config, on its device."""
+    options: dict[str, Any] = {}
+    if config.data == "folder":
+        options = {"crop_size": config.crop_size, "scale": config.scale, "lighting": config.lighting, "workers": config.workers}
+    return data.load(config.data, config.data_dir, device=config.device, **options)
 
-    def __init__(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> None:
-        self.model, self.config = model, config
-        self.optimizer = _sgd(model, config)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, max_lr=config.lr, total_steps=config.epochs * steps_per_epoch, pct_start=0.2, cycle_momentum=False
-        )
-        self.scaler = torch.amp.GradScaler(torch.device(config.device).type, enabled=config.dtype == "float16")
-        self._step = CapturedStep(self._update, config.device) if config.captured else self._update
 
-    @property
-    def lr(self) -> float:
-        """The learning rate that the next step takes; waits for the device if the step is captured."""
-        return float(self.optimizer.param_groups[0]["lr"])
+class Run:
+    """One run: where it is, what it learns with, and where it writes."""
 
-    def epoch(self, batches: Iterable[Split], progress: Progress) -> tuple[float, float]:
-        """Learn from every batch once; (mean loss, fraction correct) as the batches went by."""
+    def __init__(self, config: TrainConfig, world: World, source: Source) -> None:
+        self.config, self.world, self.source = config, world, source
+        model = create_model(config.model, num_classes=source.num_classes, memory=config.memory)
+        if config.sync_bn:
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.model = model.to(device=config.device, memory_format=torch.channels_last)
+        if config.compile:
+            for unit in model.units():
+                unit.compile(dynamic=False)
+        self.trainer = Trainer(self.model, config, world)
+        self.per_epoch = source.steps_per_epoch(config.batch_size)
+        self.images = min(config.batch_size, source.train_images)
+        self.total = config.steps(self.per_epoch)
+        self.state, self.meter = State(), Meter(world)
+        self.writer = RunWriter(config.out)
+        self._saved: int | None = None
+
+    def run(self, interrupts: Interrupts, resume: bool) -> FitResult:
+        """To the end, or to a signal."""
+        if resume and (path := self.config.out / checkpoint.NAME).exists():
+            self.state = checkpoint.unpack(checkpoint.read(path), self.trainer, self.per_epoch)
+            self._saved = self.state.step
+        if self.world.first:
+            self.writer.start(self.fields(), self.state.history)
+        epochs = -(-self.total // self.per_epoch)
+        with Progress(
+            epochs, self.total * self.images, self.state.step * self.images, not self.world.first, self.config.device
+        ) as progress:
+            while self.state.step < self.total and not self._signal(interrupts):
+                self._epoch(progress, interrupts)
+        stopped = self._signal(interrupts) if self.state.step < self.total else 0
+        if self.world.first:
+            if not stopped:
+                self.writer.model(self.model)
+            self.writer.curves(self.state.history, f"{self.config.model} on {self.config.data}")
+        return FitResult(self.state.history, self.config.out, signal.Signals(stopped).name if stopped else None)
+
+    def fields(self) -> dict[str, Any]:
+        """What config.json holds: the config, and what follows from it and from the machine."""
+        return self.config.as_json() | {
+            "num_classes": self.source.num_classes,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "steps_per_epoch": self.per_epoch,
+            "processes": self.world.shard.world,
+            "torch": torch.__version__,
+        }
+
+    def _signal(self, interrupts: Interrupts) -> int:
+        return self.world.any(int(interrupts.signal))
+
+    def _epoch(self, progress: Progress, interrupts: Interrupts) -> None:
+        """What is left of an epoch, and its evaluation; or less, with a checkpoint, if a signal comes."""
+        state, config = self.state, self.config
+        epoch = state.step // self.per_epoch
+        end = min((epoch + 1) * self.per_epoch, self.total)
+        progress.epoch(epoch + 1)
         self.model.train()
-        meter = Meter(self.config.device)
-        read_at = time.perf_counter()
+        batches = self.source.train_batches(
+            config.batch_size, seed=config.seed, epoch=epoch, first=state.step - epoch * self.per_epoch, shard=self.world.shard
+        )
+        self._clock = self._read_at = time.perf_counter()
         for batch in batches:
-            meter.add(*self.step(batch), batch.labels)
-            if time.perf_counter() - read_at > _READ_SECONDS:
-                progress.show(*_finite(meter))
-                read_at = time.perf_counter()
-            progress.advance(len(batch.labels))
-        return _finite(meter)
+            self.trainer.lr = learning_rate(config, state.step, self.per_epoch)
+            self.meter.add(*self.trainer.step(batch), self.images)
+            state.step += 1
+            progress.advance(self.images)
+            self._watch(progress)
+            if state.step == end:
+                break
+            stop = state.step % _AGREE_STEPS[config.device_type] == 0 and self._signal(interrupts)
+            if stop or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
+                self._read()
+                self._save()
+            if stop:
+                return
+        self._read()
+        self._evaluate(epoch, progress)
+        self._save()
 
-    def step(self, batch: Split) -> tuple[Tensor, Tensor]:
-        """One step of the optimizer and of the schedule; (mean loss, logits)."""
-        loss, logits = self._step(*batch)
-        self.schedule.step()
-        return loss, logits
+    def _watch(self, progress: Progress) -> None:
+        """Read the losses where a record is due, and, alone, whenever a person would like to see them."""
+        state = self.state
+        if state.step % self.config.log_every == 0 or state.step == self.total:
+            self._read()
+            sums, epoch = state.record.clear(), (state.step - 1) // self.per_epoch
+            lr = learning_rate(self.config, state.step - 1, self.per_epoch)
+            speed = sums.images / sums.seconds
+            state.history.steps.append(StepRecord(state.step, epoch + 1, lr, sums.mean_loss, sums.accuracy, speed, time.time()))
+        elif self.world.alone and time.perf_counter() - self._read_at > _READ_SECONDS:
+            self._read()
+        else:
+            return
+        progress.show(state.epoch.mean_loss, state.epoch.accuracy)
+        self._read_at = time.perf_counter()
 
-    def _update(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What a CUDA graph holds: forward, loss, backward, optimizer step."""
-        with _autocast(self.config):
-            logits = self.model(images)
-            loss = F.cross_entropy(logits, labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return loss, logits
+    def _read(self) -> None:
+        """Bring the sums up to the step, and their seconds to this moment; raises DivergedError at the first loss that is not finite."""
+        state, steps = self.state, self.meter.read()
+        for number, step in enumerate(steps, state.step - len(steps)):
+            if not math.isfinite(step[1]):
+                raise self._diverged(f"the loss of step {number + 1} became {step[1] / step[0]}", number)
+            state.epoch.add(*step)
+            state.record.add(*step)
+        now = time.perf_counter()
+        state.epoch.seconds += now - self._clock
+        state.record.seconds += now - self._clock
+        self._clock = now
 
+    def _evaluate(self, epoch: int, progress: Progress) -> None:
+        self.trainer.share_buffers()
+        batches = self.source.test_batches(self.images, shard=self.world.shard)
+        scores = evaluate(self.model, batches, self.config, self.world)
+        state = self.state
+        if not math.isfinite(scores.loss):
+            raise self._diverged(f"the test loss after step {state.step} became {scores.loss}", state.step - 1)
+        sums = state.epoch.clear()
+        first = learning_rate(self.config, epoch * self.per_epoch, self.per_epoch)
+        learnt = (sums.mean_loss, sums.accuracy)
+        spent = (sums.seconds, sums.images / sums.seconds, peak_mb(self.config.device))
+        record = EpochRecord(epoch + 1, state.step, first, *learnt, scores.loss, scores.accuracy, scores.top5, *spent, time.time())
+        state.history.epochs.append(record)
+        progress.record(record)
 
-def _sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
-    options = {"momentum": 0.9, "nesterov": True, "weight_decay": config.weight_decay}
-    if not config.captured:
-        return torch.optim.SGD(model.parameters(), lr=config.lr, **options)
-    # Of torch's implementations only the fused one reads the learning rate and GradScaler's verdict on the device.
-    lr = torch.tensor(config.lr, dtype=torch.float32, device=config.device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, fused=True, **options)
-    # Its first step would leave the buffers uninitialised if GradScaler skipped it; from zeros it gives the same.
-    for parameter in model.parameters():
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+    def _save(self) -> None:
+        """Write everything reported so far and then the checkpoint, unless the weights are no numbers any more."""
+        packed = checkpoint.pack(self.config, self.state, self.trainer, self.per_epoch)
+        if not checkpoint.finite(packed):
+            raise self._diverged(f"a weight is not a finite number after step {self.state.step}", self.state.step - 1)
+        if self.world.first:
+            self.writer.records(self.state.history)
+            self.writer.checkpoint(packed)
+        self._saved = self.state.step
+        self._clock = time.perf_counter()
 
-
-def _autocast(config: TrainConfig) -> torch.autocast:
-    return torch.autocast(torch.device(config.device).type, dtype=config.torch_dtype, enabled=config.dtype != "float32")
-
-
-def _finite(meter: Meter) -> tuple[float, float]:
-    loss, accuracy = meter.read()
-    if not math.isfinite(loss):
-        raise DivergedError(f"training diverged: the loss became {loss}; expected a finite number, a lower lr may help")
-    return loss, accuracy
+    def _diverged(self, what: str, step: int) -> DivergedError:
+        """`what`, with the learning rate of step number `step` (from 0)."""
+        lr = learning_rate(self.config, step, self.per_epoch)
+        kept = (
+            "there is no checkpoint yet"
+            if self._saved is None
+            else f"the last good checkpoint, of step {self._saved}, is {self.config.out / checkpoint.NAME}"
+        )
+        return DivergedError(f"training diverged: {what} at a learning rate of {lr:g}; {kept}; a lower --lr may help")
