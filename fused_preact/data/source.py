@@ -53,21 +53,28 @@ class Source(ABC):
     test_images: int
 
     @abstractmethod
+    def to(self, device: torch.device | str) -> "Source":
+        """The same, whose batches are on `device`."""
+
+    @abstractmethod
     def train_batches(self, batch_size: int, *, seed: int, epoch: int, first: int = 0, shard: Shard = Shard()) -> Iterator[Batch]:
         """The batches of epoch number `epoch` from the one numbered `first` on: `shard`'s part of each, batch_size / world images.
 
         The order is drawn anew every epoch. What does not fill a batch sits the epoch out: a last batch of one image would have no batch
-        statistics.
+        statistics. Fewer images than `batch_size` are one batch.
         """
 
     @abstractmethod
     def test_batches(self, batch_size: int, *, shard: Shard = Shard(), view: View = View()) -> Iterator[Batch]:
-        """Every test image once in all processes together, in batches of up to batch_size / world; raises DataError for a view that it lacks."""
+        """Every test image once in all processes together, in batches of up to batch_size / world.
+
+        Raises DataError for a view that it lacks.
+        """
 
 
 def batches_per_epoch(images: int, batch_size: int) -> int:
-    """How many whole batches there are."""
-    return images // batch_size
+    """How many whole batches there are; fewer images than `batch_size` are one."""
+    return max(1, images // batch_size)
 
 
 def order(images: int, *, seed: int, epoch: int) -> Tensor:
