@@ -16,12 +16,12 @@ PROJECT = ROOT.parent
 LAYERS = (
     ("cli", "__main__"),
     ("train", "bench", "tune"),
-    ("models", "convert"),
+    ("models", "convert", "data"),
     ("modules",),
     ("functional",),
     ("ops",),
     ("backends",),
-    ("_text", "_files"),
+    ("_text", "_files", "_extras"),
     ("_cpu", "_cuda"),
 )
 # Built from csrc.
