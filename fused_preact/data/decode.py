@@ -137,7 +137,8 @@ def _rgb(image: Any) -> Any:
         image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     # About a transparent colour of a palette, Pillow warns.
     image.info.pop("transparency", None)
-    return image.convert("RGB")
+    # convert would copy what is RGB already, a tenth of the time that an image takes.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _colour(draws: torch.Generator) -> tuple[float, float, float]:
