@@ -3,6 +3,9 @@
 import importlib
 from types import ModuleType
 
+# Where the package's name is not that of its module.
+PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}
+
 
 class MissingExtraError(ImportError):
     """A package that training needs is not installed; the message is one sentence that says how to install it."""
@@ -16,4 +19,5 @@ def require(name: str) -> ModuleType:
         package = name.partition(".")[0]
         if (error.name or "").partition(".")[0] != package:
             raise
-        raise MissingExtraError(f"training needs {package}, which is not installed; pip install 'fused-preact[train]'") from None
+        named = f"{package} (package {PACKAGES[package]})" if package in PACKAGES else package
+        raise MissingExtraError(f"training needs {named}, which is not installed; pip install 'fused-preact[train]'") from None

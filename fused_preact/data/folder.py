@@ -1,0 +1,191 @@
+"""A folder of images, one folder a class, as ImageNet is usually unpacked."""
+
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from multiprocessing.context import BaseContext
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from fused_preact._extras import require
+from fused_preact._text import unknown
+from fused_preact.data import decode
+from fused_preact.data.crops import SCALES
+from fused_preact.data.decode import Drawn, Numbered, Pixels, Reader, Viewed
+from fused_preact.data.source import Batch, DataError, Shard, Source, View, batches_per_epoch, order
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Of ImageNet's training images, for values of 0 .. 255.
+MEAN = tuple(255 * value for value in (0.485, 0.456, 0.406))
+STD = tuple(255 * value for value in (0.229, 0.224, 0.225))
+
+
+def folder(
+    root: str | os.PathLike[str],
+    *,
+    device: torch.device | str = "cpu",
+    crop_size: int = 224,
+    scale: str = "aspect",
+    lighting: bool,
+    workers: int,
+) -> "Folder":
+    """The images of `root/train/<class>/` and `root/val/<class>/` (or `root/test/<class>/`), at any depth; see `Folder`."""
+    return Folder(root, device=device, crop_size=crop_size, scale=scale, lighting=lighting, workers=workers)
+
+
+class Folder(Source):
+    """Images decoded as they are needed, in `workers` processes, or in this one for 0.
+
+    A class is a folder of `root/train`, numbered in the order of their names; those of `root/val`, or `root/test` where there is none, must
+    be among them. Names that begin with a dot are passed over. How a file becomes RGB: `decode.read`.
+
+    Training images are cut by `crops.aspect` or `crops.shorter_side`, mirrored with a chance of 1/2, and with `lighting` their colour is
+    moved along ImageNet's principal components. All of an image is drawn from (seed, epoch, its number), so that neither `first`, nor the
+    number of workers or processes, changes a bit. Values are normalised with ImageNet's mean and standard deviation.
+
+    Evaluation sees `view.crop` (`crop_size`) pixels of the image with its shorter side resized to `view.resize`: 256 for a crop of 224 and
+    in proportion for others, but from 320 pixels on the crop itself (He et al., arXiv:1603.05027, table 5, tests 320x320 at s = 320).
+    `view.ten` gives ten images for each: centre, top left, top right, bottom left, bottom right, and the mirror images of these five.
+    batch_size counts images before that, so such a batch takes ten times the memory.
+
+    Raises DataError for folders that are missing or empty, and in the midst of an epoch for a file that cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        device: torch.device | str = "cpu",
+        crop_size: int = 224,
+        scale: str,
+        lighting: bool,
+        workers: int,
+    ) -> None:
+        if scale not in SCALES:
+            raise ValueError(unknown("scale", scale, SCALES))
+        if crop_size < 1:
+            raise ValueError(f"crop_size must be at least 1 pixel, got {crop_size}")
+        if workers < 0:
+            raise ValueError(f"workers must be 0 (decode in this process) or more, got {workers}")
+        # Here, because workers are too late for a sentence.
+        require("PIL.Image")
+        self.device, self.crop_size, self.scale, self.lighting, self.workers = torch.device(device), crop_size, scale, lighting, workers
+        self.classes, self._train, self._test = _splits(Path(root))
+        self.num_classes, self.image_size = len(self.classes), crop_size
+        self.train_images, self.test_images = len(self._train), len(self._test)
+
+    def train_batches(self, batch_size: int, *, seed: int, epoch: int, first: int = 0, shard: Shard = Shard()) -> Iterator[Batch]:
+        """See Source; raises DataError when there are fewer images than a batch has, or it cannot be shared out evenly."""
+        if batch_size < 1 or batch_size % shard.world:
+            raise DataError(f"batch_size must be a multiple of the {shard.world} processes that share it, got {batch_size}")
+        if not (batches := batches_per_epoch(self.train_images, batch_size)):
+            raise DataError(f"batch_size must be at most the number of training images, which is {self.train_images}, got {batch_size}")
+        own = batch_size // shard.world
+        starts = (batch * batch_size + shard.rank * own for batch in range(first, batches))
+        numbers = order(self.train_images, seed=seed, epoch=epoch)
+        wanted = ([self._train[i] for i in numbers[start : start + own].tolist()] for start in starts)
+        return self._batches(wanted, Reader(self.crop_size, Drawn(self.crop_size, self.scale, self.lighting, seed, epoch)))
+
+    def test_batches(self, batch_size: int, *, shard: Shard = Shard(), view: View = View()) -> Iterator[Batch]:
+        """See Source; raises DataError for a crop that does not fit into the resized image."""
+        if batch_size < shard.world:
+            raise DataError(f"batch_size must be at least 1 image for each of the {shard.world} processes, got {batch_size}")
+        crop = self.crop_size if view.crop is None else view.crop
+        resize = (crop if crop >= 320 else round(crop * 256 / 224)) if view.resize is None else view.resize
+        if not 1 <= crop <= resize:
+            raise DataError(f"view.crop must be from 1 to view.resize pixels, got a crop of {crop} and a resize of {resize}")
+        images, own = self._test[shard.rank :: shard.world], batch_size // shard.world
+        wanted = (images[start : start + own] for start in range(0, len(images), own))
+        return self._batches(wanted, Reader(crop, Viewed(crop, resize, view.ten)), mirrored=view.ten)
+
+    def _batches(self, wanted: Iterable[list[Numbered]], reader: Reader, mirrored: bool = False) -> Iterator[Batch]:
+        loader = DataLoader(
+            reader,
+            # Whole batches are its items: `wanted` names their images, so that no worker is sent the list of all files.
+            batch_size=None,
+            sampler=wanted,
+            num_workers=self.workers,
+            multiprocessing_context=_context() if self.workers else None,
+            pin_memory=self.device.type == "cuda",
+            # DataLoader draws a seed for its workers, which must not come from the generator of the model's dropout.
+            generator=torch.Generator(),
+        )
+        for pixels in loader:
+            if isinstance(pixels, DataError):
+                raise pixels
+            yield self._normalised(pixels, mirrored)
+
+    def _normalised(self, pixels: Pixels, mirrored: bool) -> Batch:
+        crops, labels, colours = (None if t is None else t.to(self.device, non_blocking=True) for t in pixels)
+        if mirrored:
+            crops = torch.cat((crops, crops.flip(3)), 1)
+        images = crops.flatten(0, 1).permute(0, 3, 1, 2).to(torch.float32)
+        mean, std = (torch.tensor(value, device=self.device).view(3, 1, 1) for value in (MEAN, STD))
+        if colours is not None:
+            mean = mean - colours[:, :, None, None]
+        return Batch(images.sub_(mean).div_(std), labels)
+
+
+def _context() -> BaseContext:
+    """How workers begin: as copies of a server that has imported what they need and nothing else.
+
+    Copies of this process (fork) would inherit locks of its threads, such as OpenMP's and CUDA's, in whatever state they are.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([decode.__name__, "PIL.JpegImagePlugin"])
+    return context
+
+
+def _splits(root: Path) -> tuple[list[str], list[Numbered], list[Numbered]]:
+    """The names of the classes, the training images and the test images."""
+    layout = f"images in {root / 'train'}/<class>/ and {root / 'val'}/<class>/"
+    if not root.is_dir():
+        raise DataError(f"expected {layout}, got no folder {root}")
+    train = root / "train"
+    test = next((path for name in ("val", "test") if (path := root / name).is_dir()), root / "val")
+    for split in (train, test):
+        if not split.is_dir():
+            raise DataError(f"expected {layout}, got no folder {split}")
+    classes, test_classes = _classes(train), _classes(test)
+    if strange := sorted(set(test_classes) - set(classes)):
+        raise DataError(f"expected the classes of {test} to be among those of {train}, got {', '.join(strange[:3])}")
+    train_images = _numbered(train, classes, classes)
+    counts = torch.bincount(torch.tensor([image.label for image in train_images], dtype=torch.int64), minlength=len(classes))
+    if not counts.all():
+        raise DataError(f"expected images ({', '.join(SUFFIXES)}) in {train / classes[int(counts.argmin())]}, got none")
+    if not (test_images := _numbered(test, test_classes, classes)):
+        raise DataError(f"expected images ({', '.join(SUFFIXES)}) in the folders of {test}, got none")
+    return classes, train_images, test_images
+
+
+def _classes(split: Path) -> list[str]:
+    names = [name for name in _visible(os.listdir(split)) if (split / name).is_dir()]
+    if not names:
+        raise DataError(f"expected a folder for each class in {split}, got none")
+    return names
+
+
+def _numbered(split: Path, folders: list[str], classes: list[str]) -> list[Numbered]:
+    labels = {name: label for label, name in enumerate(classes)}
+    found = ((path, labels[name]) for name in folders for path in _files(str(split / name)))
+    return [Numbered(path, label, number) for number, (path, label) in enumerate(found)]
+
+
+def _files(top: str) -> Iterator[str]:
+    """The images under `top`, in an order that does not depend on the file system's; links are followed."""
+    names = _visible(os.listdir(top))
+    for name in names:
+        path = os.path.join(top, name)
+        if os.path.isdir(path):
+            yield from _files(path)
+        elif name.lower().endswith(SUFFIXES):
+            yield path
+
+
+def _visible(names: list[str]) -> list[str]:
+    # Archives made on a Mac hold a "._name" beside each file, which is no image.
+    return sorted(name for name in names if not name.startswith("."))
