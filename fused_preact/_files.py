@@ -1,29 +1,66 @@
 """Files that are either the old one or the new one, never half of each."""
 
+import contextlib
+import errno
 import os
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+_TEMPORARY = re.compile(r"\..+-[0-9a-f]{8}(\.[^.]+)?")
+
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk and rename it to `path`.
+    """Let `write` fill a temporary file beside `path`, flush it to disk, rename it to `path`, and flush the folder.
 
     The temporary file keeps the suffix of `path`, because writers such as matplotlib choose a format by it. What must not be replaced (a
-    pipe, a device, a link, as /dev/stdout is one) is written to as it is.
+    pipe, a device, a link, as /dev/stdout is one) is written to as it is. When anything fails, `path` is what it was and the temporary
+    file is gone; an OSError then names `path`.
     """
     path = Path(path)
     if path.is_symlink() or (path.exists() and not path.is_file()):
         write(path)
         return
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
-    # Opened here, so that the user's umask decides who may read it.
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        # Opened here, so that the user's umask decides who may read it.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            write(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, os.fspath(temporary), temporary):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in `folder` to disk; nothing happens where a folder can't be opened or flushed, as on Windows."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (PermissionError, IsADirectoryError):
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # What PostgreSQL's fsync_fname takes for "not supported", and ENOTSUP.
+        if error.errno not in (errno.EBADF, errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed `write_atomically` left in `folder`, which nobody else may be writing to."""
+    with os.scandir(folder) as entries:
+        left = [entry.path for entry in entries if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)]
+    for path in left:
+        os.unlink(path)
