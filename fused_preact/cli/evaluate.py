@@ -13,10 +13,9 @@ from fused_preact._extras import MissingExtraError
 from fused_preact.cli.arguments import DTYPES, UsageError, check_dtype, device, integer, named
 from fused_preact.data.source import DataError, Source, View
 from fused_preact.models import create_model, list_models, load_weights
-from fused_preact.train import checkpoint
 from fused_preact.train.config import TrainConfig
 from fused_preact.train.evaluate import evaluate
-from fused_preact.train.writer import CONFIG, MODEL
+from fused_preact.train.writer import CHECKPOINT, CONFIG, MODEL
 
 HELP = "loss and errors of a run, or of a file of weights, on its test images"
 
@@ -95,12 +94,12 @@ def _file(path: Path) -> Path:
     """A run's weights at its end, or those of its last checkpoint."""
     if path.is_file():
         return path
-    for name in (MODEL, checkpoint.NAME):
+    for name in (MODEL, CHECKPOINT):
         if (path / name).exists():
             if name != MODEL:
                 print(f"fused-preact: the run in {path} is not at its end; these are the weights of its last checkpoint", file=sys.stderr)
             return path / name
-    raise UsageError(f"argument PATH: expected a run with {MODEL} or {checkpoint.NAME}, got {str(path)!r}, which has neither yet")
+    raise UsageError(f"argument PATH: expected a run with {MODEL} or {CHECKPOINT}, got {str(path)!r}, which has neither yet")
 
 
 def _source(args: argparse.Namespace, stored: dict[str, Any]) -> Source:

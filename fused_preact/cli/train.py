@@ -17,16 +17,15 @@ from fused_preact.data import DATASETS
 from fused_preact.data.source import DataError
 from fused_preact.functional.preact_unit import MEMORIES
 from fused_preact.models import list_models
-from fused_preact.train import checkpoint
 from fused_preact.train.checkpoint import CheckpointError
 from fused_preact.train.config import TrainConfig, differences
 from fused_preact.train.lock import FolderInUse
-from fused_preact.train.loop import fit
+from fused_preact.train.loop import NEEDED, fit
 from fused_preact.train.meter import DivergedError
 from fused_preact.train.recipes import RECIPES, describe, resolve
 from fused_preact.train.summary import summary
 from fused_preact.train.world import World, joined, launched
-from fused_preact.train.writer import CONFIG
+from fused_preact.train.writer import CHECKPOINT, CONFIG
 
 HELP = "train a network, in one process or in several that torchrun starts"
 
@@ -111,7 +110,7 @@ def run(args: argparse.Namespace) -> int | None:
         print(describe(_config(args, Path())))
         return None
     try:
-        for name in ("tqdm", "safetensors.torch", "matplotlib"):
+        for name in NEEDED:
             require(name)
         with joined(args.device) as world:
             return _train(args, world)
@@ -131,7 +130,7 @@ def _train(args: argparse.Namespace, world: World) -> int | None:
     try:
         result = fit(config, resume=args.resume, overwrite=args.overwrite, world=world)
     except OSError as error:
-        kept = config.out / checkpoint.NAME
+        kept = config.out / CHECKPOINT
         print(f"fused-preact: {error}" + (f"; the last good checkpoint is {kept}" if kept.exists() else ""), file=sys.stderr)
         return 1
     if world.first:

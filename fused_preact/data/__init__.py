@@ -9,6 +9,7 @@ import torch
 
 from fused_preact._text import unknown
 from fused_preact.data.cifar import cifar10, cifar100
+from fused_preact.data.folder import folder
 from fused_preact.data.small import digits, synthetic
 from fused_preact.data.source import DataError, Source
 
@@ -18,6 +19,7 @@ DATASETS: dict[str, Callable[..., Source]] = {
     "synthetic": synthetic,
     "cifar10": cifar10,
     "cifar100": cifar100,
+    "folder": folder,
 }
 
 

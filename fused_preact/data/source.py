@@ -56,6 +56,10 @@ class Source(ABC):
     def to(self, device: torch.device | str) -> "Source":
         """The same, whose batches are on `device`."""
 
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """How many batches `train_batches` has."""
+        return batches_per_epoch(self.train_images, batch_size)
+
     @abstractmethod
     def train_batches(self, batch_size: int, *, seed: int, epoch: int, first: int = 0, shard: Shard = Shard()) -> Iterator[Batch]:
         """The batches of epoch number `epoch` from the one numbered `first` on: `shard`'s part of each, batch_size / world images.

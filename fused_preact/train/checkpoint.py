@@ -11,7 +11,6 @@ from fused_preact.train.meter import Sums
 from fused_preact.train.record import EpochRecord, History, StepRecord
 from fused_preact.train.trainer import Trainer
 
-NAME = "checkpoint.pt"
 _FORMAT = 1
 
 
@@ -30,7 +29,7 @@ class State:
 
 
 def pack(config: TrainConfig, state: State, trainer: Trainer, per_epoch: int) -> dict[str, Any]:
-    """What checkpoint.pt holds; `torch.load(weights_only=True)` reads it. There is no state of a random generator because none outlives a step."""
+    """What checkpoint.pt holds; `torch.load(weights_only=True)` reads it. No state of a random generator: none outlives a step."""
     return {
         "format": _FORMAT,
         "config": config.as_json(),

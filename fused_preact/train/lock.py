@@ -14,7 +14,10 @@ class FolderInUse(RuntimeError):
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; raises FolderInUse if another one holds it. The system lets go when the process dies, however it does."""
+    """Hold `folder` for this process; raises FolderInUse if another one holds it.
+
+    The system lets go of it when the process dies, however it does.
+    """
     try:
         import fcntl
     except ModuleNotFoundError:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fused_preact import data
+from fused_preact._extras import require
 from fused_preact.data.source import Source
 from fused_preact.models import create_model
 from fused_preact.train import checkpoint
@@ -24,10 +25,12 @@ from fused_preact.train.schedule import learning_rate
 from fused_preact.train.trainer import Trainer
 from fused_preact.train.usage import peak_mb
 from fused_preact.train.world import World
-from fused_preact.train.writer import RunWriter
+from fused_preact.train.writer import CHECKPOINT, RunWriter
+from fused_preact.train.writer import NEEDED as OF_WRITER
 
 # Reading a loss waits for the device, so it happens a few times a second and not every step.
 _READ_SECONDS = 0.25
+NEEDED = ("tqdm", *OF_WRITER)
 # Agreeing on a signal waits for the device too.
 _AGREE_STEPS = {"cpu": 1, "cuda": 16}
 
@@ -43,10 +46,13 @@ def fit(config: TrainConfig, *, resume: bool = False, overwrite: bool = False, w
         overwrite: let this run take the place of one in the folder.
         world: this process among those of the run; None: it is alone.
 
-    Raises FileExistsError for a folder with a run in it, DivergedError when the loss stops being finite, FolderInUse when another run writes to the folder, DataError and CheckpointError
-    for files that are not what they should be, MissingExtraError before anything is written when a package is missing.
+    Raises FileExistsError for a folder with a run in it, DivergedError when the loss stops being finite, FolderInUse when another run
+    writes to the folder, DataError and CheckpointError for files that are not what they should be, MissingExtraError before anything is
+    written when a package is missing.
     """
     world = world or World(device=config.device)
+    for name in NEEDED:
+        require(name)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -57,6 +63,7 @@ def fit(config: TrainConfig, *, resume: bool = False, overwrite: bool = False, w
         if world.first:
             config.out.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(config.out))
+            run.writer = RunWriter(config.out)
             if not resume:
                 run.writer.clear(overwrite)
         return run.run(interrupts, resume)
@@ -87,16 +94,16 @@ class Run:
         self.images = min(config.batch_size, source.train_images)
         self.total = config.steps(self.per_epoch)
         self.state, self.meter = State(), Meter(world)
-        self.writer = RunWriter(config.out)
         self._saved: int | None = None
 
     def run(self, interrupts: Interrupts, resume: bool) -> FitResult:
         """To the end, or to a signal."""
-        if resume and (path := self.config.out / checkpoint.NAME).exists():
+        if resume and (path := self.config.out / CHECKPOINT).exists():
             self.state = checkpoint.unpack(checkpoint.read(path), self.trainer, self.per_epoch)
             self._saved = self.state.step
         if self.world.first:
-            self.writer.start(self.fields(), self.state.history)
+            self.writer.config(self.fields())
+            self.writer.records(self.state.history)
         epochs = -(-self.total // self.per_epoch)
         with Progress(
             epochs, self.total * self.images, self.state.step * self.images, not self.world.first, self.config.device
@@ -115,6 +122,7 @@ class Run:
         return self.config.as_json() | {
             "num_classes": self.source.num_classes,
             "parameters": sum(p.numel() for p in self.model.parameters()),
+            "steps": self.total,
             "steps_per_epoch": self.per_epoch,
             "processes": self.world.shard.world,
             "torch": torch.__version__,
@@ -213,6 +221,6 @@ class Run:
         kept = (
             "there is no checkpoint yet"
             if self._saved is None
-            else f"the last good checkpoint, of step {self._saved}, is {self.config.out / checkpoint.NAME}"
+            else f"the last good checkpoint, of step {self._saved}, is {self.config.out / CHECKPOINT}"
         )
         return DivergedError(f"training diverged: {what} at a learning rate of {lr:g}; {kept}; a lower --lr may help")

@@ -35,7 +35,7 @@ RECIPES: dict[str, Recipe] = {
         },
     ),
     "released-cifar": Recipe(
-        "the authors' resnet-1k-layers on fb.resnet.torch: batch 64, 200 epochs, Nesterov momentum, decay of every parameter",
+        "the authors' released code, resnet-1k-layers on fb.resnet.torch, as its README runs it",
         {
             "data": "cifar10",
             "epochs": 200,
@@ -91,9 +91,8 @@ def describe(config: TrainConfig) -> str:
     if config.schedule == "one-cycle":
         rate = f"up to {config.lr:g} and down again, one cycle"
     else:
-        rate = f"{config.lr:g}" + (
-            f", a tenth of it after {' and '.join(map(str, config.milestones))} {unit} each" if config.milestones else ""
-        )
+        falls = f", a tenth of it after {' and '.join(map(str, config.milestones))} {unit} each"
+        rate = f"{config.lr:g}" + (falls if config.milestones else "")
         if config.warmup_iterations:
             rate += f"; {config.warmup_lr:g} for the first {config.warmup_iterations} iterations"
     momentum = f"{'Nesterov ' if config.nesterov else ''}momentum {config.momentum:g}"
@@ -104,9 +103,8 @@ def describe(config: TrainConfig) -> str:
         "SGD": f"{momentum}, weight decay {config.weight_decay:g} on {_DECAYED[config.decay]}",
     }
     if config.data == "folder":
-        rows["images"] = (
-            f"{config.crop_size}x{config.crop_size}, {_SCALED[config.scale]}{', PCA lighting' if config.lighting else ''}, flipped"
-        )
+        lighting = ", PCA lighting" if config.lighting else ""
+        rows["images"] = f"{config.crop_size}x{config.crop_size}, {_SCALED[config.scale]}{lighting}, mirrored"
     return "\n".join(f"{name:14} {value}" for name, value in rows.items())
 
 

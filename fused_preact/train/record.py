@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 
 class StepRecord(NamedTuple):
-    """The steps since the record before, a line of metrics.jsonl: `step` counts the optimizer's steps of the whole run, loss and accuracy are means.
+    """The steps since the record before, a line of metrics.jsonl: loss and accuracy are means over them.
 
-    `lr` is that of the last of the steps, `epoch` the epoch (from 1) that it belongs to, `time` seconds since 1970.
+    `step` counts the optimizer's steps of the whole run, `lr` is that of the last of the steps, `epoch` the epoch (from 1) that it belongs
+    to, `time` seconds since 1970.
     """
 
     step: int

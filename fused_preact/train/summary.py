@@ -12,21 +12,20 @@ from fused_preact.train.record import EpochRecord, FitResult
 _TOP5_CLASSES = 10
 
 
-def summary(fields: Mapping[str, Any], result: FitResult, parameters: int) -> str:
+def summary(fields: Mapping[str, Any], result: FitResult) -> str:
     """What a run came to, in aligned lines, at most 20 and of 100 columns as long as the folder's name is short.
 
     Args:
-        fields: those of config.json; `model`, `data`, `epochs`, `batch_size`, `dtype`, `device`, `memory` and `num_classes` are read.
+        fields: those of config.json.
         result: what `fit` returned; it may have been interrupted before its first epoch was over.
-        parameters: how many numbers the network learns.
     """
     steps, epochs = result.history
     done = max([record.step for record in (*steps[-1:], *epochs[-1:])], default=0)
     rows = [
-        ("model", f"{fields['model']}, {parameters:,} parameters"),
+        ("model", f"{fields['model']}, {fields['parameters']:,} parameters"),
         ("data", f"{fields['data']}, {fields['num_classes']} classes, batches of {fields['batch_size']}"),
         ("run", f"{fields['device']}, {fields['dtype']}, memory {fields['memory']}"),
-        ("trained", f"{len(epochs)} of {fields['epochs']} epochs, {done:,} steps"),
+        ("trained", f"{len(epochs)} epochs, {done:,} of {fields['steps']:,} steps"),
     ]
     if epochs:
         rows += _accuracies(epochs, fields["num_classes"])
@@ -38,7 +37,7 @@ def summary(fields: Mapping[str, Any], result: FitResult, parameters: int) -> st
     rows.append(("files", str(result.out)))
     if result.interrupted is not None:
         rows.append(("interrupted", f"by {result.interrupted}; to go on:"))
-        rows.append(("", f"fused-preact train --resume {shlex.quote(str(result.out))}"))
+        rows.append(("", f"fused-preact train --out {shlex.quote(str(result.out))} --resume"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 

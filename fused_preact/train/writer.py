@@ -17,6 +17,10 @@ from fused_preact.train.record import EpochRecord, History
 
 CONFIG, CSV, JSONL, EVENTS = "config.json", "metrics.csv", "metrics.jsonl", "events.out.tfevents.fused_preact"
 MODEL, CURVES, CHECKPOINT = "model.safetensors", "curves.png", "checkpoint.pt"
+# The config first: a folder that has lost it is no run any more, whatever else is still there.
+_FILES = (CONFIG, CHECKPOINT, CSV, JSONL, EVENTS, MODEL, CURVES)
+# Packages of the `train` extra.
+NEEDED = ("safetensors.torch", "matplotlib")
 
 _WHOLE = {"epoch", "step", "time"}
 
@@ -31,12 +35,22 @@ class RunWriter:
     """
 
     def __init__(self, out: Path) -> None:
-        self._serialise = require("safetensors.torch").save
-        require("matplotlib")
+        self._serialise, _ = (require(name) for name in NEEDED)
         self.out = out
         out.mkdir(parents=True, exist_ok=True)
         remove_temporaries(out)
         self._events = EventFile(out / EVENTS)
+
+    def clear(self, overwrite: bool) -> None:
+        """Make place for a new run: remove the files of an old one, and no others.
+
+        Raises FileExistsError if there is one and not `overwrite`.
+        """
+        found = [path for name in _FILES if (path := self.out / name).exists()]
+        if found and not overwrite:
+            raise FileExistsError(f"expected a folder without a run in it, got {str(self.out)!r}, which has {found[0].name}")
+        for path in found:
+            path.unlink()
 
     def config(self, fields: Mapping[str, Any]) -> None:
         """config.json: `fields`, as JSON has them."""
@@ -63,7 +77,7 @@ class RunWriter:
         """model.safetensors: the state_dict, on the CPU and contiguous, as safetensors wants it."""
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         # Its save_file writes by itself, and its errors are no OSErrors.
-        write_atomically(self.out / MODEL, lambda path: path.write_bytes(self._serialise(state)))
+        write_atomically(self.out / MODEL, lambda path: path.write_bytes(self._serialise.save(state)))
 
     def checkpoint(self, state: dict[str, Any]) -> None:
         """checkpoint.pt: `state`, of tensors, numbers, strings, None and plain lists, tuples and dicts of them.

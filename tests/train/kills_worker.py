@@ -1,6 +1,7 @@
-"""Kills a training run at random moments and lets it go on. Started by test_kills.py: `python -m tests.train.kills_worker OUT SEED KILLS ARGUMENT...`.
+"""Kills a training run at random moments and lets it go on: `python -m tests.train.kills_worker OUT SEED KILLS ARGUMENT...`.
 
-Runs are forks of this process, which has imported everything and computed nothing: so a run begins at once, and no thread is lost.
+Started by test_kills.py. Runs are forks of this process, which has imported everything and computed nothing: so a run begins at once,
+and no thread is lost.
 """
 
 import os

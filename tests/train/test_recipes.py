@@ -13,7 +13,7 @@ def config(recipe, **given):
 
 
 def test_the_paper_on_cifar():
-    """He et al. 2016, appendix: batch 128, 0.01 for 400 iterations, then 0.1, /10 at 32k and 48k of 64k, weight decay 1e-4, momentum 0.9."""
+    """He et al. 2016, appendix: batch 128, 0.01 for 400 iterations, then 0.1, /10 at 32k and 48k of 64k, weight decay 1e-4."""
     recipe = config("paper-cifar")
     assert (recipe.data, recipe.batch_size, recipe.iterations, recipe.epochs) == ("cifar10", 128, 64_000, None)
     assert (recipe.lr, recipe.warmup_lr, recipe.warmup_iterations, recipe.milestones) == (0.1, 0.01, 400, (32_000, 48_000))

@@ -28,7 +28,7 @@ def test_one_cycle_is_torchs(epochs, per_epoch):
 @pytest.mark.parametrize("steps", [1, 2, 5, 6])
 def test_a_run_of_few_steps_learns_too(steps):
     config = TrainConfig(out=Path(), epochs=None, iterations=steps)
-    assert max(rates(config, 100)) == pytest.approx(0.1)
+    assert 0.09 < max(rates(config, 100)) <= 0.1
     assert min(rates(config, 100)) > 0
 
 
