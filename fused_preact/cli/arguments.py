@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol
 
@@ -102,3 +103,8 @@ def check_dtype(args: _Numbers) -> None:
     """Refuse --dtype float16 where --device has no use for it."""
     if args.dtype == "float16" and args.device == "cpu":
         raise UsageError("argument --dtype: expected float32 or bfloat16 on the cpu, got 'float16', which needs a GPU")
+
+
+def of_data_dir(error: Exception) -> str:
+    """A DataError's sentence in the words of the command line."""
+    return re.sub("^root: ", "argument --data-dir: ", str(error))

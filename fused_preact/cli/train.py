@@ -12,7 +12,7 @@ from typing import Any
 
 from fused_preact._extras import MissingExtraError, require
 from fused_preact.bench.variants import why_no_compile
-from fused_preact.cli.arguments import DTYPES, UsageError, check_dtype, device, integer, integers, named, number
+from fused_preact.cli.arguments import DTYPES, UsageError, check_dtype, device, integer, integers, named, number, of_data_dir
 from fused_preact.data import DATASETS
 from fused_preact.data.source import DataError
 from fused_preact.functional.preact_unit import MEMORIES
@@ -114,7 +114,9 @@ def run(args: argparse.Namespace) -> int | None:
             require(name)
         with joined(args.device) as world:
             return _train(args, world)
-    except (MissingExtraError, DataError, CheckpointError, FolderInUse) as error:
+    except DataError as error:
+        raise UsageError(of_data_dir(error)) from None
+    except (MissingExtraError, CheckpointError, FolderInUse) as error:
         raise UsageError(str(error)) from None
     except DivergedError as error:
         print(f"fused-preact: {error}", file=sys.stderr)
@@ -134,7 +136,7 @@ def _train(args: argparse.Namespace, world: World) -> int | None:
         print(f"fused-preact: {error}" + (f"; the last good checkpoint is {kept}" if kept.exists() else ""), file=sys.stderr)
         return 1
     if world.first:
-        print(summary(json.loads((config.out / CONFIG).read_text()), result))
+        print(summary(json.loads((config.out / CONFIG).read_text(encoding="utf-8")), result))
     return _EXIT_CODES[result.interrupted] if result.interrupted else None
 
 
@@ -221,13 +223,12 @@ def _refuse_impossible(config: TrainConfig) -> None:
 
 
 def _folder(out: Path, args: argparse.Namespace) -> None:
-    """Make `out` and find it writable, before anything else is done; refuse files in it unless the options allow for them."""
+    """Find that `out` can be made or written; refuse files in it unless the options allow for them. Nothing is made yet."""
     if args.resume and not out.is_dir():
         raise UsageError(f"argument --resume: expected the folder of a run, got {str(out)!r}, which is not there")
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        full = any(not path.name.startswith(".") for path in out.iterdir())
-        with tempfile.TemporaryFile(dir=out):
+        full = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())
+        with tempfile.TemporaryFile(dir=next(path for path in (out, *out.absolute().parents) if path.exists())):
             pass
     except OSError as error:
         raise UsageError(f"argument --out: expected a folder that can be made and written, got {str(out)!r}: {error.strerror}") from None

@@ -66,7 +66,7 @@ class TrainConfig:
     workers: int = 4
     seed: int = 0
     checkpoint_every: int | None = None
-    log_every: int = 50
+    log_every: int = 20
 
     @property
     def torch_dtype(self) -> torch.dtype:
