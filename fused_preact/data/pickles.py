@@ -59,7 +59,7 @@ def load(data: bytes, file: str) -> Any:
     except DataError:
         raise
     except (ValueError, TypeError, LookupError) as error:
-        raise DataError(f"{file} is no pickle of CIFAR, or is damaged: {error}") from None
+        raise DataError(f"{file}: expected a pickle of CIFAR, got one that is damaged or holds something else: {error}") from None
     return value
 
 
@@ -90,7 +90,7 @@ class _Machine:
             raise self.refused(f"the opcode {opcode}")
 
     def refused(self, what: str) -> DataError:
-        return DataError(f"{self.file} asks for {what}, which no file of CIFAR needs; nothing of it was run")
+        return DataError(f"{self.file}: expected a pickle of CIFAR, got one that asks for {what}; nothing of it was run")
 
     def pop(self, count: int) -> list[Any]:
         if len(self.stack) < count:
