@@ -79,7 +79,7 @@ class Folder(Source):
     def train_batches(self, batch_size: int, *, seed: int, epoch: int, first: int = 0, shard: Shard = Shard()) -> Iterator[Batch]:
         """See Source; raises DataError when there are fewer images than a batch has, or it cannot be shared out evenly."""
         if batch_size < 1 or batch_size % shard.world:
-            raise DataError(f"batch_size must be a multiple of the {shard.world} processes that share it, got {batch_size}")
+            raise DataError(f"batch_size must be a positive multiple of the number of processes, which is {shard.world}, got {batch_size}")
         if not (batches := batches_per_epoch(self.train_images, batch_size)):
             raise DataError(f"batch_size must be at most the number of training images, which is {self.train_images}, got {batch_size}")
         own = batch_size // shard.world
@@ -91,7 +91,7 @@ class Folder(Source):
     def test_batches(self, batch_size: int, *, shard: Shard = Shard(), view: View = View()) -> Iterator[Batch]:
         """See Source; raises DataError for a crop that does not fit into the resized image."""
         if batch_size < shard.world:
-            raise DataError(f"batch_size must be at least 1 image for each of the {shard.world} processes, got {batch_size}")
+            raise DataError(f"batch_size must be at least the number of processes, which is {shard.world}, got {batch_size}")
         crop = self.crop_size if view.crop is None else view.crop
         resize = (crop if crop >= 320 else round(crop * 256 / 224)) if view.resize is None else view.resize
         if not 1 <= crop <= resize:
