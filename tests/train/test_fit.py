@@ -13,8 +13,6 @@ from fused_preact.train import data, loop
 from fused_preact.train.config import TrainConfig
 from fused_preact._extras import MissingExtraError
 from fused_preact.train.loop import DivergedError, evaluate, fit
-from fused_preact.train.progress import Progress
-from fused_preact.train.record import EpochRecord
 
 
 @pytest.fixture(autouse=True)
@@ -141,27 +139,3 @@ def test_a_missing_package_stops_before_anything_is_written(config, monkeypatch,
     with pytest.raises(MissingExtraError, match=rf"{module.split('.')[0]}.*pip install 'fused-preact\[train\]'"):
         fit(config)
     assert not config.out.exists()
-
-
-def test_without_a_terminal_progress_is_one_plain_line_an_epoch(config, capsys):
-    fit(replace(config, epochs=2))
-    captured = capsys.readouterr()
-    lines = captured.err.splitlines()
-    assert captured.out == ""
-    assert [line.split(":")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
-    assert "\r" not in captured.err
-    assert "\x1b" not in captured.err
-
-
-def test_on_a_terminal_a_bar_shows_loss_accuracy_speed_and_time_left(capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with Progress(2, 100) as progress:
-        progress.epoch(1)
-        progress.advance(100)
-        progress.show(1.25, 0.5)
-        progress.record(EpochRecord(1, 0.1, 1.25, 0.5, 1.5, 0.25, 2.0, 50.0))
-        progress.advance(100)
-    err = capsys.readouterr().err
-    assert "\r" in err
-    for text in ("epoch 1/2", "100%", "loss 1.250, accuracy 50.0%", "images/s", "left", "test loss 1.5000, accuracy 25.00%"):
-        assert text in err
