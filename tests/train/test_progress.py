@@ -2,6 +2,7 @@ import math
 import sys
 
 import pytest
+import torch
 
 from fused_preact.train import progress as module
 from fused_preact.train import usage
@@ -11,8 +12,8 @@ from fused_preact.train.record import EpochRecord
 RECORD = EpochRecord(1, 4, 0.1, 1.25, 0.5, 1.5, 0.25, 0.875, 2.0, 50.0, 100.0, 0.0)
 
 
-@pytest.fixture
-def terminal(monkeypatch):
+def on_a_terminal(monkeypatch):
+    """Not a fixture: the stderr of a test is another one than that of its fixtures."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
 
 
@@ -36,8 +37,8 @@ def test_without_a_terminal_progress_is_plain_lines(capsys):
     )
 
 
-@pytest.mark.usefixtures("terminal")
 def test_on_a_terminal_a_bar_shows_where_the_run_is(capsys, monkeypatch):
+    on_a_terminal(monkeypatch)
     monkeypatch.setattr(module, "peak_mb", lambda device: 1234.0)
     run()
     captured = capsys.readouterr()
@@ -47,8 +48,8 @@ def test_on_a_terminal_a_bar_shows_where_the_run_is(capsys, monkeypatch):
         assert text in captured.err.replace("\r", "\n")
 
 
-@pytest.mark.usefixtures("terminal")
 def test_memory_that_nobody_knows_is_left_out(capsys, monkeypatch):
+    on_a_terminal(monkeypatch)
     monkeypatch.setattr(module, "peak_mb", lambda device: math.nan)
     run()
     err = capsys.readouterr().err
@@ -56,10 +57,10 @@ def test_memory_that_nobody_knows_is_left_out(capsys, monkeypatch):
     assert "GB" not in err
 
 
-@pytest.mark.usefixtures("terminal")
 def test_a_run_that_goes_on_begins_where_it_was_and_its_speed_counts_only_what_is_new(capsys, monkeypatch):
+    on_a_terminal(monkeypatch)
     clock = iter(range(0, 10_000, 2))
-    monkeypatch.setattr("time.time", lambda: float(next(clock)))
+    monkeypatch.setattr("tqdm.std.time", lambda: float(next(clock)))
     with Progress(2, 1_000_000, done_images=500_000) as progress:
         progress.advance(1)
     first, *_, last = [part for part in capsys.readouterr().err.split("\r") if "%" in part]
@@ -67,8 +68,8 @@ def test_a_run_that_goes_on_begins_where_it_was_and_its_speed_counts_only_what_i
     assert float(last.partition("| ")[2].split(" images/s")[0]) < 1
 
 
-@pytest.mark.usefixtures("terminal")
-def test_a_quiet_one_says_nothing(capsys):
+def test_a_quiet_one_says_nothing(capsys, monkeypatch):
+    on_a_terminal(monkeypatch)
     run(quiet=True)
     assert capsys.readouterr() == ("", "")
 
@@ -102,9 +103,8 @@ def test_where_python_has_no_resource_module_the_peak_is_unknown(monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_the_peak_of_a_gpu_is_what_torch_allocated():
-    import torch
-
     held = torch.empty(100_000_000, dtype=torch.uint8, device="cuda")
     assert usage.peak_mb("cuda") >= held.nbytes / 1e6
     assert usage.peak_mb("cuda") == torch.cuda.max_memory_allocated() / 1e6
