@@ -5,7 +5,7 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _TEMPORARY = re.compile(r"\..+-[0-9a-f]{8}(\.[^.]+)?")
@@ -23,7 +23,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
         write(path)
         return
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
-    try:
+    with naming(path, instead_of=temporary):
         # Opened here, so that the user's umask decides who may read it.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
@@ -35,11 +35,19 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
+        sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def naming(path: Path, instead_of: Path | None = None) -> Iterator[None]:
+    """An OSError from within that names no file, as that of a full disk does, or the file `instead_of`, names `path`."""
+    try:
+        yield
     except OSError as error:
-        if error.errno is None or error.filename not in (None, os.fspath(temporary), temporary):
+        unnamed = error.filename is None or str(error.filename) == str(instead_of)
+        if error.errno is None or not unnamed:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
-    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from fused_preact._files import naming
 from fused_preact.train.record import EpochRecord, History, StepRecord
 
 _NOT_CURVES = {"step", "epoch", "time"}
@@ -39,7 +40,7 @@ class EventFile:
             new = whole[kept:]
         # If writing fails, the next call looks at the file again.
         self._size = 0
-        with open(self._path, "ab") as file:
+        with naming(self._path), open(self._path, "ab") as file:
             file.truncate(kept)
             file.write(new)
             file.flush()
