@@ -27,7 +27,7 @@ def compare(config: Config, against: Sequence[str], rounds: int, tell: Callable[
 
     Raises Disagreement, before any timing, if a variant computes something else.
     """
-    with _on(torch.device(config.device)), compiling() if "compile" in against else contextlib.nullcontext():
+    with tuned(torch.device(config.device)), compiling() if "compile" in against else contextlib.nullcontext():
         weights = common_weights(config)
         variants = [build(name, config, weights) for name in ("fused", *against)]
         tell("checking that all variants agree")
@@ -48,7 +48,8 @@ def compare(config: Config, against: Sequence[str], rounds: int, tell: Callable[
 
 
 @contextlib.contextmanager
-def _on(device: torch.device) -> Iterator[None]:
+def tuned(device: torch.device) -> Iterator[None]:
+    """Surrounds measurements on `device`: of a GPU it is the current one, with cuDNN's choice of algorithms by measurement."""
     if device.type != "cuda":
         yield
         return

@@ -4,12 +4,15 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fused_preact._text import unknown
 from fused_preact.backends import NAMES, BackendRefusal, use_backend
+from fused_preact.bench import data
 from fused_preact.bench.agree import Disagreement
 from fused_preact.bench.compare import compare
 from fused_preact.bench.networks import NoNetwork, factory, fused, image_size, is_own, num_classes
@@ -57,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--against", type=_baselines, default=("eager",), metavar="NAME,..", help="eager, compile or both (default: eager)")
     add("--compile-whole", action="store_true", help="compile the whole network instead of unit by unit (with --module always)")
+    add("--data", action="store_true", help="instead: time a batch of augmented images out of memory beside an eager training step of it")
     add("--rounds", type=integer(1), default=10, metavar="N", help="timed steps of each variant (default: %(default)s)")
     add("--threads", type=integer(1, 1024), metavar="N", help="CPU threads (default: torch's choice)")
     add("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="of weights and images (default: %(default)s)")
@@ -72,7 +76,7 @@ def run(args: argparse.Namespace) -> int | None:
         torch.set_num_threads(args.threads)
     config = Config(**{field: getattr(args, field) for field in Config._fields})
     try:
-        report = compare(config, args.against, args.rounds, tell=lambda message: print(f"{message} ...", file=sys.stderr))
+        report = _measure(args, config, tell=lambda message: print(f"{message} ...", file=sys.stderr))
     except BackendRefusal as error:
         raise UsageError(str(error)) from None
     except (Disagreement, CompileError) as error:
@@ -80,7 +84,7 @@ def run(args: argparse.Namespace) -> int | None:
         return 1
     finally:
         torch.set_num_threads(threads)
-    print(table(report))
+    print(data.table(report) if args.data else table(report))
     try:
         if args.json:
             write_json(report, args.json)
@@ -92,8 +96,14 @@ def run(args: argparse.Namespace) -> int | None:
     return None
 
 
+def _measure(args: argparse.Namespace, config: Config, tell: Callable[[str], object]) -> dict[str, Any]:
+    return data.measure(config, args.rounds, tell) if args.data else compare(config, args.against, args.rounds, tell)
+
+
 def _refuse_impossible(args: argparse.Namespace) -> None:
     check_dtype(args)
+    if args.data:
+        _refuse_with_data(args)
     if args.backend:
         try:
             with use_backend(args.backend):
@@ -111,6 +121,19 @@ def _refuse_impossible(args: argparse.Namespace) -> None:
             require_matplotlib()
         except ImportError as error:
             raise UsageError(f"argument --plot: {error}") from None
+
+
+def _refuse_with_data(args: argparse.Namespace) -> None:
+    """What --data has no use for: it times eager PyTorch alone, and images of one size."""
+    size = args.image_size or image_size(args.model)
+    if size != data.SIZE:
+        raise UsageError(f"argument --data: expected a network and images of {data.SIZE}x{data.SIZE}, got {size}x{size}")
+    if args.batch_size > data.IMAGES:
+        raise UsageError(f"argument --batch-size: expected at most {data.IMAGES} images with --data, got {args.batch_size}")
+    for option, unset in (("against", ("eager",)), ("backend", None), ("memory", "layer"), ("compile_whole", False), ("plot", None)):
+        if getattr(args, option) != unset:
+            name = option.replace("_", "-")
+            raise UsageError(f"argument --{name}: expected none with --data, which times a batch and an eager step alone")
 
 
 def _refuse_model(args: argparse.Namespace) -> None:

@@ -169,6 +169,19 @@ def test_what_is_no_network_is_one_sentence(networks, module, options, sentence,
     assert captured.out == ""
 
 
+@pytest.mark.parametrize("network", [["--model", "preact_resnet20"], ["--module", "networks:preact"]], ids=["model", "module"])
+def test_data_are_timed_beside_an_eager_step(networks, network, tmp_path, capsys):
+    options = ["--batch-size", "4", "--rounds", "3", "--device", "cpu", "--threads", "1", "--seed", "5", "--json", "a.json"]
+    assert main(["bench", "--data", *network, *options]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{network[1]}: eager training step of 4 images of 32x32, float32, cpu; median of 3 interleaved rounds\n")
+    assert [line.split()[0] for line in out.splitlines()[-2:]] == ["step", "batch"]
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert report["machine"]["threads"] == 1
+    assert {"model": network[1], "batch_size": 4, "seed": 5, "rounds": 3, "images": 50_000}.items() <= report["config"].items()
+    assert report["share"] == report["batch_ms"]["median"] / report["step_ms"]["median"]
+
+
 def test_threads_are_set_for_the_comparison_only(monkeypatch):
     seen = []
     monkeypatch.setattr(compare, "check", lambda *args: seen.append(torch.get_num_threads()))
@@ -205,6 +218,14 @@ def test_a_wrong_variant_is_not_timed(monkeypatch, tmp_path, capsys):
         (["--against", ""], "argument --against: unknown variant ''"),
         (["--rounds", "0"], "argument --rounds: expected a whole number of at least 1, got 0"),
         (["--threads", "0"], "argument --threads: expected a whole number from 1 to"),
+        (["--data", "--against", "compile"], "argument --against: expected none with --data, which times"),
+        (["--data", "--backend", "eager"], "argument --backend: expected none with --data, which times"),
+        (["--data", "--memory", "unit"], "argument --memory: expected none with --data, which times"),
+        (["--data", "--compile-whole"], "argument --compile-whole: expected none with --data, which times"),
+        (["--data", "--plot", "a.png"], "argument --plot: expected none with --data, which times"),
+        (["--data", "--image-size", "16"], "argument --data: expected a network and images of 32x32, got 16x16"),
+        (["--data", "--model", "preact_resnet18"], "argument --data: expected a network and images of 32x32, got 224x224"),
+        (["--data", "--batch-size", "50001"], "argument --batch-size: expected at most 50000 images with --data, got 50001"),
         (["--json", "nowhere/a.json"], "argument --json: expected a file in an existing folder, got 'nowhere/a.json'"),
         (["--json", "."], "argument --json: expected a file, got the folder '.'"),
         (["--plot", "a.pdf"], "argument --plot: expected a file name that ends in .png, got 'a.pdf'"),
