@@ -44,8 +44,10 @@ def test_areas_and_ratios_of_aspect_are_uniform_where_every_box_fits():
 
 def test_places_of_aspect_are_uniform_up_to_both_edges():
     left, top, right, bottom = drawn(aspect, *WHOLE, 32).unbind(1)
-    for start, room in ((left, WHOLE[0] - (right - left)), (top, WHOLE[1] - (bottom - top))):
-        some = room >= 20
+    across, down = WHOLE[0] - (right - left), WHOLE[1] - (bottom - top)
+    some = (across >= 20) & (down >= 20)
+    assert abs(torch.corrcoef(torch.stack((left / across, top / down))[:, some])[0, 1]) < 0.05
+    for start, room in ((left, across), (top, down)):
         torch.testing.assert_close(quantiles(start[some] / room[some]), torch.linspace(0, 1, 5).double(), atol=0.04, rtol=0)
         assert ((start == room) & (room > 0)).any()
 
@@ -81,10 +83,7 @@ def test_shorter_sides_are_uniform_and_places_reach_both_edges(crop, low, high, 
     torch.testing.assert_close(quantiles(sizes), torch.linspace(low, high, 5).double(), atol=8, rtol=0)
     room = min(WHOLE) * (1 - crop / sizes)
     torch.testing.assert_close(quantiles(shorter / room), torch.linspace(0, 1, 5).double(), atol=0.04, rtol=0)
-    assert (left >= 0).all()
-    assert (right <= width).all()
-    assert (top >= 0).all()
-    assert (bottom <= height).all()
+    assert (left.min(), top.min(), right.max(), bottom.max()) == (0, 0, width, height)
 
 
 def cut_from_the_resized(image, resize, crop):
