@@ -128,7 +128,6 @@ def _train(args: argparse.Namespace, world: World) -> int | None:
     if world.first:
         for note in _notes(config, world):
             print(f"fused-preact: {note}", file=sys.stderr)
-        print(describe(config), file=sys.stderr, flush=True)
     try:
         result = fit(config, resume=args.resume, overwrite=args.overwrite, world=world)
     except OSError as error:

@@ -1,5 +1,6 @@
 """A folder of images, one folder a class, as ImageNet is usually unpacked."""
 
+import copy
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
@@ -26,14 +27,13 @@ STD = tuple(255 * value for value in (0.229, 0.224, 0.225))
 def folder(
     root: str | os.PathLike[str],
     *,
-    device: torch.device | str = "cpu",
     crop_size: int = 224,
     scale: str = "aspect",
-    lighting: bool,
-    workers: int,
+    lighting: bool = False,
+    workers: int = 4,
 ) -> "Folder":
     """The images of `root/train/<class>/` and `root/val/<class>/` (or `root/test/<class>/`), at any depth; see `Folder`."""
-    return Folder(root, device=device, crop_size=crop_size, scale=scale, lighting=lighting, workers=workers)
+    return Folder(root, crop_size=crop_size, scale=scale, lighting=lighting, workers=workers)
 
 
 class Folder(Source):
@@ -58,11 +58,10 @@ class Folder(Source):
         self,
         root: str | os.PathLike[str],
         *,
-        device: torch.device | str = "cpu",
         crop_size: int = 224,
-        scale: str,
-        lighting: bool,
-        workers: int,
+        scale: str = "aspect",
+        lighting: bool = False,
+        workers: int = 4,
     ) -> None:
         if scale not in SCALES:
             raise ValueError(unknown("scale", scale, SCALES))
@@ -72,19 +71,34 @@ class Folder(Source):
             raise ValueError(f"workers must be 0 (decode in this process) or more, got {workers}")
         # Here, because workers are too late for a sentence.
         require("PIL.Image")
-        self.device, self.crop_size, self.scale, self.lighting, self.workers = torch.device(device), crop_size, scale, lighting, workers
-        # Once, because a copy to a GPU waits for all work that is queued there.
-        self._mean, self._std = (torch.tensor(value, device=self.device).view(3, 1, 1) for value in (MEAN, STD))
+        self.crop_size, self.scale, self.lighting, self.workers = crop_size, scale, lighting, workers
+        self._mean, self._std = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, STD))
         self.classes, self._train, self._test = _splits(Path(root))
         self.num_classes, self.image_size = len(self.classes), crop_size
         self.train_images, self.test_images = len(self._train.paths), len(self._test.paths)
+
+    @property
+    def device(self) -> torch.device:
+        return self._mean.device
+
+    def to(self, device: torch.device | str) -> "Folder":
+        """The same, whose batches are on `device`."""
+        there = copy.copy(self)
+        # Once, because a copy to a GPU waits for all work that is queued there.
+        there._mean, there._std = self._mean.to(device), self._std.to(device)
+        return there
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """See Source; raises DataError when there are fewer images than a batch has."""
+        if batch_size > self.train_images:
+            raise DataError(f"batch_size must be at most the number of training images, which is {self.train_images}, got {batch_size}")
+        return batches_per_epoch(self.train_images, batch_size)
 
     def train_batches(self, batch_size: int, *, seed: int, epoch: int, first: int = 0, shard: Shard = Shard()) -> Iterator[Batch]:
         """See Source; raises DataError when there are fewer images than a batch has, or it cannot be shared out evenly."""
         if batch_size < 1 or batch_size % shard.world:
             raise DataError(f"batch_size must be a positive multiple of the number of processes, which is {shard.world}, got {batch_size}")
-        if not (batches := batches_per_epoch(self.train_images, batch_size)):
-            raise DataError(f"batch_size must be at most the number of training images, which is {self.train_images}, got {batch_size}")
+        batches = self.steps_per_epoch(batch_size)
         own = batch_size // shard.world
         starts = (batch * batch_size + shard.rank * own for batch in range(first, batches))
         numbers = order(self.train_images, seed=seed, epoch=epoch)

@@ -20,6 +20,7 @@ from fused_preact.train.interrupt import Interrupts
 from fused_preact.train.lock import locked
 from fused_preact.train.meter import DivergedError, Meter
 from fused_preact.train.progress import Progress
+from fused_preact.train.recipes import describe
 from fused_preact.train.record import EpochRecord, FitResult, StepRecord
 from fused_preact.train.schedule import learning_rate
 from fused_preact.train.trainer import Trainer
@@ -108,6 +109,7 @@ class Run:
         with Progress(
             epochs, self.total * self.images, self.state.step * self.images, not self.world.first, self.config.device
         ) as progress:
+            progress.note(describe(self.config))
             while self.state.step < self.total and not self._signal(interrupts):
                 self._epoch(progress, interrupts)
         stopped = self._signal(interrupts) if self.state.step < self.total else 0

@@ -370,6 +370,8 @@ def test_without_a_terminal_progress_is_one_plain_line_an_epoch(config, capsys):
     fit(replace(config, epochs=2))
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert [line.split(":")[0] for line in captured.err.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+    *recipe, first, second = captured.err.splitlines()
+    assert [line.split()[0] for line in recipe] == ["recipe", "length", "learning", "SGD"]
+    assert [line.split(":")[0] for line in (first, second)] == ["epoch 1/2", "epoch 2/2"]
     assert "\r" not in captured.err
     assert "\x1b" not in captured.err
