@@ -3,6 +3,7 @@
 import copy
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -18,6 +19,7 @@ from fused_preact.data.crops import SCALES
 from fused_preact.data.decode import Drawn, Numbered, Pixels, Reader, Viewed
 from fused_preact.data.source import Batch, DataError, Shard, Source, View, batches_per_epoch, order
 
+_SECONDS_AFTER_SIGTERM = 60
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Of ImageNet's training images, for values of 0 .. 255.
 MEAN = tuple(255 * value for value in (0.485, 0.456, 0.406))
@@ -125,6 +127,7 @@ class Folder(Source):
             sampler=wanted,
             num_workers=self.workers,
             multiprocessing_context=_context() if self.workers else None,
+            worker_init_fn=_outlive_signals,
             pin_memory=self.device.type == "cuda",
             # DataLoader draws a seed for its workers, which must not come from the generator of the model's dropout.
             generator=torch.Generator(),
@@ -141,6 +144,14 @@ class Folder(Source):
         images = crops.flatten(0, 1).permute(0, 3, 1, 2).to(torch.float32)
         mean = self._mean if colours is None else self._mean - colours[:, :, None, None]
         return Batch(images.sub_(mean).div_(self._std), labels)
+
+
+def _outlive_signals(worker: int) -> None:
+    """Let this worker live on for its batches when a signal tells the whole group of processes to end: the run wants to end its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        # Not for ever: multiprocessing ends workers by this signal too.
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_SECONDS_AFTER_SIGTERM))
 
 
 def _context() -> BaseContext:
@@ -170,12 +181,12 @@ def _splits(root: Path) -> tuple[list[str], _Split, _Split]:
     """The names of the classes, the training images and the test images."""
     layout = f"images in {root / 'train'}/<class>/ and {root / 'val'}/<class>/"
     if not root.is_dir():
-        raise DataError(f"expected {layout}, got no folder {root}")
+        raise DataError(f"root: expected {layout}, got no folder {root}")
     train = root / "train"
     test = next((path for name in ("val", "test") if (path := root / name).is_dir()), root / "val")
     for split in (train, test):
         if not split.is_dir():
-            raise DataError(f"expected {layout}, got no folder {split}")
+            raise DataError(f"root: expected {layout}, got no folder {split}")
     classes, test_classes = _classes(train), _classes(test)
     if strange := sorted(set(test_classes) - set(classes)):
         raise DataError(f"expected the classes of {test} to be among those of {train}, got {', '.join(strange[:3])}")

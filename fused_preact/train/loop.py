@@ -159,8 +159,9 @@ class Run:
             if stop:
                 return
         self._read()
-        self._evaluate(epoch, progress)
+        self._evaluate(epoch)
         self._save()
+        progress.record(state.history.epochs[-1])
 
     def _watch(self, progress: Progress) -> None:
         """Read the losses where a record is due, and, alone, whenever a person would like to see them."""
@@ -191,7 +192,7 @@ class Run:
         state.record.seconds += now - self._clock
         self._clock = now
 
-    def _evaluate(self, epoch: int, progress: Progress) -> None:
+    def _evaluate(self, epoch: int) -> None:
         self.trainer.share_buffers()
         batches = self.source.test_batches(self.images, shard=self.world.shard)
         scores = evaluate(self.model, batches, self.config, self.world)
@@ -204,7 +205,6 @@ class Run:
         spent = (sums.seconds, sums.images / sums.seconds, peak_mb(self.config.device))
         record = EpochRecord(epoch + 1, state.step, first, *learnt, scores.loss, scores.accuracy, scores.top5, *spent, time.time())
         state.history.epochs.append(record)
-        progress.record(record)
 
     def _save(self) -> None:
         """Write everything reported so far and then the checkpoint, unless the weights are no numbers any more."""

@@ -332,10 +332,11 @@ def test_a_limit_on_the_size_of_files_is_a_sentence_and_the_checkpoint_stays(tmp
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_full_output_is_a_failure_and_the_checkpoint_stays(tmp_path, pytestconfig, stream):
+    cifar_files.write(tmp_path, "binary", train=60, test=20)
     with open("/dev/full", "w") as full:
         other = {"stdout": "stderr", "stderr": "stdout"}[stream]
         result = subprocess.run(
-            [sys.executable, "-m", "fused_preact", *SMALL, "--out", "a"],
+            [sys.executable, "-m", "fused_preact", *SMALL, "--data", "cifar10", "--data-dir", ".", "--out", "a"],
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": str(pytestconfig.rootpath)},
             **{stream: full, other: subprocess.PIPE},

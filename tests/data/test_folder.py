@@ -116,9 +116,9 @@ def spoil(root, how):
 @pytest.mark.parametrize(
     ("how", "sentence"),
     [
-        ("nothing", r"expected images in {0}/gone/train/<class>/ and {0}/gone/val/<class>/, got no folder {0}/gone"),
-        ("no-train", r"expected images in {0}/train/<class>/ and {0}/val/<class>/, got no folder {0}/train"),
-        ("no-val", r"expected images in {0}/train/<class>/ and {0}/val/<class>/, got no folder {0}/val"),
+        ("nothing", r"root: expected images in {0}/gone/train/<class>/ and {0}/gone/val/<class>/, got no folder {0}/gone"),
+        ("no-train", r"root: expected images in {0}/train/<class>/ and {0}/val/<class>/, got no folder {0}/train"),
+        ("no-val", r"root: expected images in {0}/train/<class>/ and {0}/val/<class>/, got no folder {0}/val"),
         ("no-classes", r"expected a folder for each class in {0}/train, got none"),
         ("empty-class", r"expected images (.bmp, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp) in {0}/train/dog, got none"),
         ("empty-val", r"expected images (.bmp, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp) in the folders of {0}/val, got none"),
