@@ -10,17 +10,18 @@ from tests.train.histories import cut, history
 FIELDS = {
     "model": "preact_resnet1001",
     "data": "imagenette",
-    "epochs": 300,
+    "steps": 6000,
     "batch_size": 128,
     "dtype": "bfloat16",
     "device": "cuda:0",
     "memory": "segment",
     "num_classes": 1000,
+    "parameters": 10_327_706,
 }
 
 
 def rows(result, **fields):
-    text = summary(FIELDS | fields, result, 10_327_706)
+    text = summary(FIELDS | fields, result)
     lines = text.splitlines()
     assert len(lines) <= 20
     assert max(map(len, lines)) <= 100
@@ -37,7 +38,7 @@ def test_a_run_says_what_it_was_and_what_it_came_to():
         "model": "preact_resnet1001, 10,327,706 parameters",
         "data": "imagenette, 1000 classes, batches of 128",
         "run": "cuda:0, bfloat16, memory segment",
-        "trained": "4 of 300 epochs, 80 steps",
+        "trained": "4 epochs, 80 of 6,000 steps",
         "test, last": "accuracy 68.00%, error 32.00%, top-5 99.00% (epoch 4)",
         "test, best": "accuracy 73.33%, error 26.67%, top-5 99.00% (epoch 3)",
         "time": "12.0 s of training, 1,002 images/s",
@@ -53,16 +54,16 @@ def test_top5_of_ten_classes_is_not_worth_a_word():
 @pytest.mark.parametrize(
     ("records", "trained"),
     [
-        pytest.param(History([], []), "0 of 300 epochs, 0 steps", id="at-once"),
-        pytest.param(cut(history(1), 15), "0 of 300 epochs, 15 steps", id="in-the-first-epoch"),
-        pytest.param(cut(history(2), 35), "1 of 300 epochs, 35 steps", id="in-the-second"),
+        pytest.param(History([], []), "0 epochs, 0 of 6,000 steps", id="at-once"),
+        pytest.param(cut(history(1), 15), "0 epochs, 15 of 6,000 steps", id="in-the-first-epoch"),
+        pytest.param(cut(history(2), 35), "1 epochs, 35 of 6,000 steps", id="in-the-second"),
     ],
 )
 def test_an_interrupted_run_says_how_to_go_on(records, trained):
     found = rows(FitResult(records, Path("my runs/first"), "SIGTERM"))
     assert found["trained"] == trained
     assert found["interrupted"] == "by SIGTERM; to go on:"
-    assert found[""] == "fused-preact train --resume 'my runs/first'"
+    assert found[""] == "fused-preact train --out 'my runs/first' --resume"
     assert ("test, best" in found) == bool(records.epochs)
 
 
