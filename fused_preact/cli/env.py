@@ -13,7 +13,7 @@ from fused_preact.bench.machine import machine, version
 from fused_preact.bench.variants import why_no_compile
 
 HELP = "show versions, devices and backends, and why a backend is missing"
-PACKAGES = ("numpy", "matplotlib", "safetensors", "scikit-learn", "tqdm")
+PACKAGES = ("numpy", "matplotlib", "pillow", "safetensors", "scikit-learn", "tqdm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
