@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fused_preact._extras import MissingExtraError, require
-from fused_preact.bench.variants import why_no_compile
+from fused_preact.bench.variants import CompileError, why_no_compile
 from fused_preact.cli.arguments import DTYPES, UsageError, check_dtype, device, integer, integers, named, number, of_data_dir
 from fused_preact.data import DATASETS
 from fused_preact.data.source import DataError
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int | None:
         raise UsageError(of_data_dir(error)) from None
     except (MissingExtraError, CheckpointError, FolderInUse) as error:
         raise UsageError(str(error)) from None
-    except DivergedError as error:
+    except (DivergedError, CompileError) as error:
         print(f"fused-preact: {error}", file=sys.stderr)
         return 1
 

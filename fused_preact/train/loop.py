@@ -4,12 +4,14 @@ import contextlib
 import math
 import signal
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from fused_preact import data
 from fused_preact._extras import require
+from fused_preact.bench.variants import compiling
 from fused_preact.data.source import Source
 from fused_preact.models import create_model
 from fused_preact.train import checkpoint
@@ -61,6 +63,9 @@ def fit(config: TrainConfig, *, resume: bool = False, overwrite: bool = False, w
     run = Run(config, world, source)
     with contextlib.ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
+        stack.enter_context(_repeatable())
+        if config.compile:
+            stack.enter_context(compiling())
         if world.first:
             config.out.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(config.out))
@@ -68,6 +73,18 @@ def fit(config: TrainConfig, *, resume: bool = False, overwrite: bool = False, w
             if not resume:
                 run.writer.clear(overwrite)
         return run.run(interrupts, resume)
+
+
+@contextlib.contextmanager
+def _repeatable() -> Iterator[None]:
+    """cuDNN takes the same algorithms in every run, and none that adds in a random order: a run that goes on must end as it would have."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
 
 
 def load_data(config: TrainConfig) -> Source:
