@@ -116,16 +116,22 @@ class Run:
 
     def run(self, interrupts: Interrupts, resume: bool) -> FitResult:
         """To the end, or to a signal."""
-        if resume and (path := self.config.out / CHECKPOINT).exists():
+        path = self.config.out / CHECKPOINT
+        if resume and self.world.told(path.exists()):
             self.state = checkpoint.unpack(checkpoint.read(path), self.trainer, self.per_epoch)
             self._saved = self.state.step
         if self.world.first:
             self.writer.config(self.fields())
             self.writer.records(self.state.history)
-        epochs = -(-self.total // self.per_epoch)
-        with Progress(
-            epochs, self.total * self.images, self.state.step * self.images, not self.world.first, self.config.device
-        ) as progress:
+        progress = Progress(
+            epochs=-(-self.total // self.per_epoch),
+            total_images=self.total * self.images,
+            done_images=self.state.step * self.images,
+            quiet=not self.world.first,
+            device=self.config.device,
+            top5=self.source.num_classes > 10,
+        )
+        with progress:
             progress.note(describe(self.config))
             while self.state.step < self.total and not self._signal(interrupts):
                 self._epoch(progress, interrupts)
@@ -169,7 +175,8 @@ class Run:
             self._watch(progress)
             if state.step == end:
                 break
-            stop = state.step % _AGREE_STEPS[config.device_type] == 0 and self._signal(interrupts)
+            asked = self.world.alone or state.step % _AGREE_STEPS[config.device_type] == 0
+            stop = asked and self._signal(interrupts)
             if stop or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
                 self._read()
                 self._save()
