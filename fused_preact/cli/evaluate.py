@@ -117,8 +117,15 @@ def _source(args: argparse.Namespace, stored: dict[str, Any]) -> Source:
     name = args.data or stored.get("data")
     if name is None:
         raise UsageError("argument --data: expected the name of a data set, which a file of weights does not tell")
+    for option in ("crop", "resize", "ten_crop"):
+        if getattr(args, option) and name != "folder":
+            flag = option.replace("_", "-")
+            raise UsageError(f"argument --{flag}: expected --data folder with it, got {name}, whose images are looked at whole")
+    crop = args.crop or stored.get("crop_size", 224)
+    if args.resize and args.resize < crop:
+        raise UsageError(f"argument --resize: expected at least the crop, which is {crop}, got {args.resize}")
     root = args.data_dir or (Path(stored["data_dir"]) if stored.get("data_dir") and name == stored["data"] else None)
-    options = {"crop_size": args.crop or stored.get("crop_size", 224), "workers": args.workers} if name == "folder" else {}
+    options = {"crop_size": crop, "workers": args.workers} if name == "folder" else {}
     return data.load(name, root, device=args.device, **options)
 
 
