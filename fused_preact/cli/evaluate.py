@@ -12,11 +12,13 @@ from torch import nn
 from fused_preact import data
 from fused_preact._extras import MissingExtraError
 from fused_preact.cli.arguments import DTYPES, UsageError, check_dtype, device, integer, named, of_data_dir
+from fused_preact.cli.stored import read
+from fused_preact.cli.train import add_arguments as add_train_arguments
 from fused_preact.data.source import DataError, Source, View
 from fused_preact.models import create_model, list_models, load_weights
 from fused_preact.train.config import TrainConfig
 from fused_preact.train.evaluate import evaluate
-from fused_preact.train.writer import CHECKPOINT, CONFIG, MODEL
+from fused_preact.train.writer import CHECKPOINT, MODEL, strict
 
 HELP = "loss and errors of a run, or of a file of weights, on its test images"
 
@@ -65,21 +67,20 @@ def run(args: argparse.Namespace) -> None:
         "top1_error": 1 - scores.accuracy,
         "top5_error": 1 - scores.top5,
     }
-    print(json.dumps(found) if args.json else _sentence(found, source.num_classes))
+    print(json.dumps(strict(found), allow_nan=False) if args.json else _sentence(found, source.num_classes))
 
 
 def _stored(path: Path) -> dict[str, Any]:
     """The config of the run in a folder; empty for a file."""
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise UsageError(f"argument PATH: expected the folder of a run or a file of weights, got {str(path)!r}: {error.strerror}") from None
+    if not there:
         raise UsageError(f"argument PATH: expected the folder of a run or a file of weights, got {str(path)!r}, which is not there")
     if path.is_file():
         return {}
-    try:
-        stored = json.loads((path / CONFIG).read_text())
-        TrainConfig.from_json(stored)
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"argument PATH: expected the folder of a run, got {str(path)!r}: {error}") from None
-    return stored
+    return read(path, "PATH", add_train_arguments).as_json()
 
 
 def _network(args: argparse.Namespace, stored: dict[str, Any]) -> str:

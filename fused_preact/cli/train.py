@@ -13,6 +13,7 @@ from typing import Any
 from fused_preact._extras import MissingExtraError, require
 from fused_preact.bench.variants import CompileError, why_no_compile
 from fused_preact.cli.arguments import DTYPES, UsageError, check_dtype, device, integer, integers, named, number, of_data_dir
+from fused_preact.cli.stored import read
 from fused_preact.data import DATASETS
 from fused_preact.data.source import DataError
 from fused_preact.functional.preact_unit import MEMORIES
@@ -24,7 +25,7 @@ from fused_preact.train.loop import NEEDED, fit
 from fused_preact.train.meter import DivergedError
 from fused_preact.train.recipes import RECIPES, describe, resolve
 from fused_preact.train.summary import summary
-from fused_preact.train.world import World, joined, launched
+from fused_preact.train.world import World, joined, launched, lost
 from fused_preact.train.writer import CHECKPOINT, CONFIG
 
 HELP = "train a network, in one process or in several that torchrun starts"
@@ -121,6 +122,12 @@ def run(args: argparse.Namespace) -> int | None:
     except (DivergedError, CompileError) as error:
         print(f"fused-preact: {error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if not lost(error):
+            raise
+        first = str(error).partition("\n")[0]
+        print(f"fused-preact: another process of the run ended before this one: {first}", file=sys.stderr)
+        return 1
 
 
 def _train(args: argparse.Namespace, world: World) -> int | None:
@@ -141,14 +148,15 @@ def _train(args: argparse.Namespace, world: World) -> int | None:
 
 def _agreed(args: argparse.Namespace, world: World) -> TrainConfig:
     """The config that the first process finds right, in every process; else its UsageError, which the first alone reports."""
-    found: TrainConfig | UsageError | None = None
+    found: TrainConfig | Exception | None = None
     if world.first:
         try:
             found = _prepared(args)
-        except UsageError as error:
+        except (UsageError, OSError) as error:
+            # Whatever it is: the others wait to be told.
             found = error
     found = world.told(found)
-    if isinstance(found, UsageError):
+    if isinstance(found, Exception):
         raise found
     return found
 
@@ -160,7 +168,11 @@ def _prepared(args: argparse.Namespace) -> TrainConfig:
             raise UsageError(f"argument --{option}: expected --out too, which names the folder of the run")
     if args.resume and args.overwrite:
         raise UsageError("argument --overwrite: expected one of --resume and --overwrite, got both")
-    if args.resume and (args.out / CONFIG).exists():
+    try:
+        goes_on = args.resume and (args.out / CONFIG).exists()
+    except OSError as error:
+        raise UsageError(f"argument --out: expected the folder of a run, got {str(args.out)!r}: {error.strerror}") from None
+    if goes_on:
         config = _resumed(args)
     else:
         config = _config(args, args.out or Path())
@@ -177,23 +189,24 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 
 def _config(args: argparse.Namespace, out: Path) -> TrainConfig:
     given = _given(args)
+    _refuse_two_lengths(given)
+    return TrainConfig(**resolve(given.get("recipe", "one-cycle"), given) | {"out": out})
+
+
+def _refuse_two_lengths(given: dict[str, Any]) -> None:
     if given.get("epochs") and given.get("iterations"):
         raise UsageError("argument --iterations: expected one of --epochs and --iterations, got both")
-    return TrainConfig(**resolve(given.get("recipe", "one-cycle"), given) | {"out": out})
 
 
 def _resumed(args: argparse.Namespace) -> TrainConfig:
     """The config of the run in --out with what may change; raises UsageError for what may not, unless --accept-changes says so."""
-    path = args.out / CONFIG
-    try:
-        stored = TrainConfig.from_json(json.loads(path.read_text()))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UsageError(f"argument --resume: expected the config of a run in {str(path)!r}, got something else: {error}") from None
+    stored = read(args.out, "--resume", add_arguments)
     given = _given(args) | {"out": args.out}
     changes = resolve(given["recipe"], given) if "recipe" in given else given
+    _refuse_two_lengths(given)
     for unit, other in (("epochs", "iterations"), ("iterations", "epochs")):
-        if changes.get(unit):
-            changes = {other: None} | changes
+        if given.get(unit):
+            changes = changes | {other: None}
     wanted = replace(stored, **changes)
     if (differing := differences(stored, wanted)) and not args.accept_changes:
         raise UsageError(

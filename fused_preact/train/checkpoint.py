@@ -1,6 +1,6 @@
 """All that a run needs to go on, as tensors and plain Python values."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from fused_preact.train.config import TrainConfig
 from fused_preact.train.meter import Sums
 from fused_preact.train.record import EpochRecord, History, StepRecord
-from fused_preact.train.trainer import Trainer
+from fused_preact.train.trainer import Trainer, decayed
 
 _FORMAT = 1
 
@@ -63,18 +63,49 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def unpack(saved: dict[str, Any], trainer: Trainer, per_epoch: int) -> State:
-    """Put a checkpoint's weights into `trainer`; returns how far the run was. Raises CheckpointError if the data have changed in size."""
-    if saved["per_epoch"] != per_epoch:
-        raise CheckpointError(f"expected data of {saved['per_epoch']} batches an epoch, as the checkpoint had, got {per_epoch}")
-    trainer.model.load_state_dict(saved["model"])
-    rates = [group["lr"] for group in trainer.optimizer.param_groups]
-    trainer.optimizer.load_state_dict(saved["optimizer"])
-    # A captured step reads the rate from a tensor that it knows, and a checkpoint may come from one that was not captured.
-    for group, lr in zip(trainer.optimizer.param_groups, rates, strict=True):
-        group["lr"] = lr
-    trainer.scaler.load_state_dict(saved["scaler"])
-    history = History([StepRecord(*r) for r in saved["history"]["steps"]], [EpochRecord(*r) for r in saved["history"]["epochs"]])
-    return State(saved["step"], Sums(**saved["sums"]["epoch"]), Sums(**saved["sums"]["record"]), history)
+    """Put a checkpoint's weights into `trainer`; returns how far the run was.
+
+    Raises CheckpointError for a checkpoint of another network or of data of another size, or if parts of it are missing or changed.
+    """
+    try:
+        if saved["per_epoch"] != per_epoch:
+            raise CheckpointError(f"expected data of {saved['per_epoch']} batches an epoch, as the checkpoint had, got {per_epoch}")
+        _load_network(saved, trainer)
+        _load_momenta(saved, trainer)
+        # A scaler that is off saves nothing, which one that is on refuses: it then begins anew.
+        if saved["scaler"]:
+            trainer.scaler.load_state_dict(saved["scaler"])
+        history = History([StepRecord(*r) for r in saved["history"]["steps"]], [EpochRecord(*r) for r in saved["history"]["epochs"]])
+        return State(saved["step"], Sums(**saved["sums"]["epoch"]), Sums(**saved["sums"]["record"]), history)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"expected a checkpoint of `fused-preact train`, got one with other contents: {type(error).__name__}: {_first_line(error)}"
+        ) from error
+
+
+def _load_network(saved: dict[str, Any], trainer: Trainer) -> None:
+    try:
+        trainer.model.load_state_dict(saved["model"])
+    except RuntimeError as error:
+        # torch tells of every tensor, a line each after the first.
+        first = (str(error).splitlines()[1:] or [str(error)])[0].strip()
+        name, theirs = trainer.config.model, saved["config"]["model"]
+        raise CheckpointError(
+            f"expected a checkpoint of {name} with as many classes as the data, got one of {theirs}: {first[:200]}"
+        ) from None
+
+
+def _load_momenta(saved: dict[str, Any], trainer: Trainer) -> None:
+    """The momenta alone, each to its parameter.
+
+    torch's load_state_dict would put the old run's weight decay, momentum, rate and implementation over those that are asked for, and
+    refuse the other groups that another `decay` makes.
+    """
+    parameters = [p for group, _ in decayed(trainer.model, replace(trainer.config, decay=saved["config"]["decay"])) for p in group]
+    for index, state in saved["optimizer"]["state"].items():
+        if (momentum := state["momentum_buffer"]) is not None:
+            p = parameters[index]
+            trainer.optimizer.state[p]["momentum_buffer"] = momentum.to(device=p.device, dtype=p.dtype)
 
 
 def _first_line(error: Exception) -> str:

@@ -20,11 +20,12 @@ from fused_preact.train.config import TrainConfig
 from fused_preact.train.evaluate import evaluate
 from fused_preact.train.interrupt import Interrupts
 from fused_preact.train.lock import locked
-from fused_preact.train.meter import DivergedError, Meter
+from fused_preact.train.meter import DivergedError, Meter, Sums
 from fused_preact.train.progress import Progress
 from fused_preact.train.recipes import describe
 from fused_preact.train.record import EpochRecord, FitResult, StepRecord
 from fused_preact.train.schedule import learning_rate
+from fused_preact.train.summary import TOP5_CLASSES
 from fused_preact.train.trainer import Trainer
 from fused_preact.train.usage import peak_mb
 from fused_preact.train.world import World
@@ -120,16 +121,19 @@ class Run:
         if resume and self.world.told(path.exists()):
             self.state = checkpoint.unpack(checkpoint.read(path), self.trainer, self.per_epoch)
             self._saved = self.state.step
+            self._reopen_epoch()
         if self.world.first:
             self.writer.config(self.fields())
             self.writer.records(self.state.history)
+            if self.state.step < self.total:
+                self.writer.remove_model()
         progress = Progress(
             epochs=-(-self.total // self.per_epoch),
             total_images=self.total * self.images,
             done_images=self.state.step * self.images,
             quiet=not self.world.first,
             device=self.config.device,
-            top5=self.source.num_classes > 10,
+            top5=self.source.num_classes > TOP5_CLASSES,
         )
         with progress:
             progress.note(describe(self.config))
@@ -141,6 +145,14 @@ class Run:
                 self.writer.model(self.model)
             self.writer.curves(self.state.history, f"{self.config.model} on {self.config.data}")
         return FitResult(self.state.history, self.config.out, signal.Signals(stopped).name if stopped else None)
+
+    def _reopen_epoch(self) -> None:
+        """Take back the record of an epoch that the end of the run cut short, if the run is longer now."""
+        state = self.state
+        done = state.step % self.per_epoch
+        if done and state.step < self.total and state.history.epochs and state.history.epochs[-1].step == state.step:
+            record, images = state.history.epochs.pop(), done * self.images
+            state.epoch = Sums(images, record.train_loss * images, round(record.train_accuracy * images), record.seconds)
 
     def fields(self) -> dict[str, Any]:
         """What config.json holds: the config, and what follows from it and from the machine."""

@@ -36,14 +36,16 @@ class Progress:
         top5: bool = False,
     ) -> None:
         self._tqdm = require("tqdm").tqdm
-        self._epochs, self._quiet, self._device, self._top5 = epochs, quiet, device, top5
+        # A process that was started with stderr closed has none.
+        self._quiet = quiet or sys.stderr is None
+        self._epochs, self._device, self._top5 = epochs, device, top5
         self._bar = self._tqdm(
             total=total_images,
             initial=done_images,
             unit=" images",
             bar_format=_BAR,
             dynamic_ncols=True,
-            disable=quiet or not sys.stderr.isatty(),
+            disable=self._quiet or not sys.stderr.isatty(),
         )
 
     def __enter__(self) -> Self:

@@ -70,7 +70,9 @@ RECIPES: dict[str, Recipe] = {
 def resolve(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """The fields of recipe `name` with those `given` in their place.
 
-    A length that is given moves milestones that are not: they keep their place in the whole. Raises ValueError for an unknown name.
+    A length that is given moves milestones that are not: they keep their place in the whole, though none comes
+    before the first epoch or iteration is over. A cycle that is given takes a recipe's milestones and warm-up away. Raises ValueError for
+    an unknown name.
     """
     if name not in RECIPES:
         raise ValueError(unknown("recipe", name, RECIPES))
@@ -81,7 +83,10 @@ def resolve(name: str, given: dict[str, Any]) -> dict[str, Any]:
             result[other] = None
             if "milestones" in own and "milestones" not in given:
                 before = own.get(unit) or own[other]
-                result["milestones"] = tuple(round(m * given[unit] / before) for m in own["milestones"])
+                result["milestones"] = tuple(max(1, round(m * given[unit] / before)) for m in own["milestones"])
+    if result["schedule"] == "one-cycle":
+        # What only a schedule in steps has, and nobody asked for.
+        result |= {name: none for name, none in (("milestones", ()), ("warmup_iterations", 0)) if name not in given}
     return result
 
 

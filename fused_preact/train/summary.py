@@ -9,7 +9,8 @@ from typing import Any
 from fused_preact.train.progress import gigabytes
 from fused_preact.train.record import EpochRecord, FitResult
 
-_TOP5_CLASSES = 10
+# Of so few classes, how often the label is among the first five says little.
+TOP5_CLASSES = 10
 
 
 def summary(fields: Mapping[str, Any], result: FitResult) -> str:
@@ -47,7 +48,7 @@ def _accuracies(epochs: Sequence[EpochRecord], num_classes: int) -> list[tuple[s
     best = max(epochs, key=lambda record: -math.inf if math.isnan(record.test_accuracy) else record.test_accuracy)
     rows = []
     for name, record in (("test, last", epochs[-1]), ("test, best", best)):
-        top5 = f", top-5 {record.test_top5:.2%}" if num_classes > _TOP5_CLASSES else ""
+        top5 = f", top-5 {record.test_top5:.2%}" if num_classes > TOP5_CLASSES else ""
         rows.append((name, f"accuracy {record.test_accuracy:.2%}, error {1 - record.test_accuracy:.2%}{top5} (epoch {record.epoch})"))
     return rows
 

@@ -76,7 +76,7 @@ def autocast(config: TrainConfig) -> contextlib.AbstractContextManager:
 
 
 def _sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
-    groups = [{"params": params, "weight_decay": decay} for params, decay in _decayed(model, config) if params]
+    groups = [{"params": params, "weight_decay": decay} for params, decay in decayed(model, config) if params]
     options = {"momentum": config.momentum, "nesterov": config.nesterov}
     if not config.captured:
         return torch.optim.SGD(groups, lr=config.lr, **options)
@@ -90,7 +90,8 @@ def _sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
     return optimizer
 
 
-def _decayed(model: nn.Module, config: TrainConfig) -> list[tuple[list[nn.Parameter], float]]:
+def decayed(model: nn.Module, config: TrainConfig) -> list[tuple[list[nn.Parameter], float]]:
+    """The groups of the parameters, in the order of the optimizer, and the weight decay of each."""
     everything = list(model.parameters())
     if config.decay == "all":
         return [(everything, config.weight_decay)]

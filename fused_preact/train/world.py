@@ -57,6 +57,11 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
+def lost(error: RuntimeError) -> bool:
+    """Whether `error` is what a process gets that waits for one that has ended: gloo has no class for it."""
+    return launched() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection closed by peer" in str(error))
+
+
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[World]:
     """The world that torchrun's variables tell of: nccl on GPUs, each process on its own, and gloo on CPUs."""

@@ -54,7 +54,7 @@ class RunWriter:
 
     def config(self, fields: Mapping[str, Any]) -> None:
         """config.json: `fields`, as JSON has them."""
-        self._text(CONFIG, json.dumps(_strict(fields), indent=2, allow_nan=False) + "\n")
+        self._text(CONFIG, json.dumps(strict(fields), indent=2, allow_nan=False) + "\n")
 
     def records(self, history: History) -> None:
         """The whole of `history`, which may only grow from call to call: metrics.csv, metrics.jsonl and TensorBoard's events.
@@ -79,6 +79,10 @@ class RunWriter:
         # Its save_file writes by itself, and its errors are no OSErrors.
         write_atomically(self.out / MODEL, lambda path: path.write_bytes(self._serialise.save(state)))
 
+    def remove_model(self) -> None:
+        """Remove the weights of an end that is none any more, because the run goes on; its checkpoint has them."""
+        (self.out / MODEL).unlink(missing_ok=True)
+
     def checkpoint(self, state: dict[str, Any]) -> None:
         """checkpoint.pt: `state`, of tensors, numbers, strings, None and plain lists, tuples and dicts of them.
 
@@ -100,15 +104,15 @@ def _write_csv(path: Path, epochs: list[EpochRecord]) -> None:
 
 def _line(record: Any) -> str:
     kind = "epoch" if isinstance(record, EpochRecord) else "step"
-    return json.dumps({"kind": kind} | _strict(record._asdict()), allow_nan=False)
+    return json.dumps({"kind": kind} | strict(record._asdict()), allow_nan=False)
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
     """`value` with None for the floats that JSON has no words for."""
     if isinstance(value, Mapping):
-        return {key: _strict(item) for key, item in value.items()}
+        return {key: strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
+        return [strict(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -108,3 +108,12 @@ def test_the_peak_of_a_gpu_is_what_torch_allocated():
     held = torch.empty(100_000_000, dtype=torch.uint8, device="cuda")
     assert usage.peak_mb("cuda") >= held.nbytes / 1e6
     assert usage.peak_mb("cuda") == torch.cuda.max_memory_allocated() / 1e6
+
+
+def test_a_process_without_stderr_says_nothing(monkeypatch):
+    """As one that was started with `2>&-`."""
+    monkeypatch.setattr("sys.stderr", None)
+    with Progress(1, 10) as progress:
+        progress.note("a line")
+        progress.advance(10)
+        progress.show(1.0, 0.5)

@@ -109,3 +109,15 @@ def test_differences_are_those_that_change_the_result():
     assert differences(one, replace(one, **moved)) == []
     assert set(moved) == OF_THE_MACHINE
     assert {field.name for field in fields(TrainConfig)} > OF_THE_MACHINE
+
+
+@pytest.mark.parametrize(("given", "milestones"), [({"epochs": 1}, (1, 1)), ({"iterations": 1}, (1, 1)), ({"epochs": 2}, (1, 2))])
+def test_no_milestone_comes_before_the_beginning(given, milestones):
+    """It would make the first learning rate a tenth."""
+    assert resolve("paper-cifar", given)["milestones"] == milestones
+
+
+def test_a_cycle_takes_milestones_and_warm_up_away():
+    fields = resolve("paper-cifar", {"schedule": "one-cycle"})
+    assert (fields["milestones"], fields["warmup_iterations"]) == ((), 0)
+    assert resolve("paper-cifar", {"schedule": "one-cycle", "milestones": (3,)})["milestones"] == (3,)
