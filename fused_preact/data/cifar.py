@@ -72,8 +72,8 @@ def _pickled(labels: bytes) -> Callable[[bytes, str], tuple[Tensor, list[int]]]:
         content = pickles.load(data, file)
         if not isinstance(content, dict):
             raise DataError(f"{file}: expected a dict in the pickle, got {type(content).__name__}")
-        # Python 3 writes keys as text.
-        fields = {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}
+        # Python 3 writes keys as text; in a pickle they may hold what UTF-8 has no bytes for.
+        fields = {key.encode(errors="replace") if isinstance(key, str) else key: value for key, value in content.items()}
         planes, numbers = fields.get(b"data"), fields.get(labels)
         if not isinstance(planes, pickles.Array) or planes.shape[1] != _PIXELS or not planes.shape[0]:
             got = f"shape {planes.shape}" if isinstance(planes, pickles.Array) else type(planes).__name__
