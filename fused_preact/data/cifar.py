@@ -149,8 +149,15 @@ def _split(layout: _Layout, data: bytes, file: str, classes: int) -> Split:
 
 
 def _find(cifar: _Cifar, root: Path) -> _Found:
-    if not root.exists():
+    try:
+        exists, readable = root.exists(), root.is_dir() or root.is_file()
+    except OSError as error:
+        raise DataError(f"root: expected a folder with {_expected(cifar)}, got {str(root)!r}: {error.strerror}") from None
+    if not exists:
         raise DataError(f"root: expected a folder with {_expected(cifar)}, got {str(root)!r}, which does not exist")
+    # Whoever opens a pipe waits for somebody to write.
+    if not readable:
+        raise DataError(f"root: expected {_expected(cifar)}, got {str(root)!r}, which is neither a folder nor a file")
     if found := next(_candidates(cifar, root), None):
         return found
     other = _CIFAR100 if cifar is _CIFAR10 else _CIFAR10

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import tarfile
 import time
 
@@ -75,6 +76,16 @@ def rewritten(key, value):
     """A pickle of four images but for one value."""
     planes, labels = cifar_files.images(10, 4)
     return cifar_files.python2({b"data": planes.flatten(1), b"labels": labels.tolist()} | {key: value})
+
+
+def test_a_root_that_is_no_folder_and_no_file_is_one_sentence_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(
+        DataError, match=sentence("root: expected ... of CIFAR-10, ..., got '...pipe', which is neither a folder nor a file")
+    ):
+        data.load("cifar10", tmp_path / "pipe")
+    with pytest.raises(DataError, match=sentence("root: expected ... of CIFAR-10, ..., got '...': File name too long")):
+        data.load("cifar10", tmp_path / ("long" * 100))
 
 
 def header(kind, size, name=b"a"):
