@@ -72,8 +72,8 @@ def _pickled(labels: bytes) -> Callable[[bytes, str], tuple[Tensor, list[int]]]:
         content = pickles.load(data, file)
         if not isinstance(content, dict):
             raise DataError(f"{file}: expected a dict in the pickle, got {type(content).__name__}")
-        # Python 3 writes keys as text.
-        fields = {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}
+        # Python 3 writes keys as text; in a pickle they may hold what UTF-8 has no bytes for.
+        fields = {key.encode(errors="replace") if isinstance(key, str) else key: value for key, value in content.items()}
         planes, numbers = fields.get(b"data"), fields.get(labels)
         if not isinstance(planes, pickles.Array) or planes.shape[1] != _PIXELS or not planes.shape[0]:
             got = f"shape {planes.shape}" if isinstance(planes, pickles.Array) else type(planes).__name__
@@ -149,8 +149,15 @@ def _split(layout: _Layout, data: bytes, file: str, classes: int) -> Split:
 
 
 def _find(cifar: _Cifar, root: Path) -> _Found:
-    if not root.exists():
+    try:
+        exists, readable = root.exists(), root.is_dir() or root.is_file()
+    except OSError as error:
+        raise DataError(f"root: expected a folder with {_expected(cifar)}, got {str(root)!r}: {error.strerror}") from None
+    if not exists:
         raise DataError(f"root: expected a folder with {_expected(cifar)}, got {str(root)!r}, which does not exist")
+    # Whoever opens a pipe waits for somebody to write.
+    if not readable:
+        raise DataError(f"root: expected {_expected(cifar)}, got {str(root)!r}, which is neither a folder nor a file")
     if found := next(_candidates(cifar, root), None):
         return found
     other = _CIFAR100 if cifar is _CIFAR10 else _CIFAR10

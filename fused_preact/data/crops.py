@@ -47,7 +47,8 @@ def shorter_side(width: int, height: int, crop: int, generator: Generator) -> Bo
     """
     low, high = round(crop * 256 / 224), round(crop * 480 / 224)
     size, x, y = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
-    scaled = _scaled(width, height, low + int(size * (high - low + 1)))
+    least, shorter = min(width, height), low + int(size * (high - low + 1))
+    scaled = round(width * shorter / least), round(height * shorter / least)
     left, top = int(x * (scaled[0] - crop + 1)), int(y * (scaled[1] - crop + 1))
     return _window(width, height, scaled, left, top, crop)
 
@@ -60,7 +61,9 @@ def views(width: int, height: int, crop: int, resize: int, corners: bool = False
 
     The centre; with `corners` also top left, top right, bottom left and bottom right, as TenCrop of fb.resnet.torch orders them.
     """
-    scaled = _scaled(width, height, resize)
+    # Whole pixels below, as there and in torchvision; RandomScale rounds.
+    least = min(width, height)
+    scaled = width * resize // least, height * resize // least
     right, bottom = scaled[0] - crop, scaled[1] - crop
     # Half a pixel goes to the left and to the top, as there.
     places = [((right + 1) // 2, (bottom + 1) // 2)]
@@ -71,11 +74,6 @@ def views(width: int, height: int, crop: int, resize: int, corners: bool = False
 
 def _between(low: float, high: float, share: float) -> float:
     return low + (high - low) * share
-
-
-def _scaled(width: int, height: int, shorter: int) -> tuple[int, int]:
-    least = min(width, height)
-    return round(width * shorter / least), round(height * shorter / least)
 
 
 def _window(width: int, height: int, scaled: tuple[int, int], left: int, top: int, crop: int) -> Box:

@@ -16,6 +16,8 @@ from fused_preact.data.source import DataError, generator
 COMPONENTS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 EIGENVALUES = (0.2175, 0.0188, 0.0045)
 LIGHTING_STD = 0.1
+# Others that Pillow knows are none of photographs, and for one, PostScript, it would run a program: whatever a file is called.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 
 
 class Numbered(NamedTuple):
@@ -103,7 +105,7 @@ def read(image: Numbered, crop: int, choose: Chooser) -> tuple[bytes, tuple[floa
     """
     pillow = require("PIL.Image")
     try:
-        with pillow.open(image.path) as opened:
+        with pillow.open(image.path, formats=FORMATS) as opened:
             look = choose(*opened.size, image.number)
             shrunk = _shrink(opened, look.boxes, crop)
             rgb = _rgb(opened)

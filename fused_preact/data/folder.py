@@ -4,10 +4,13 @@ import copy
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterable, Iterator
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
@@ -19,6 +22,7 @@ from fused_preact.data.crops import SCALES
 from fused_preact.data.decode import Drawn, Numbered, Pixels, Reader, Viewed
 from fused_preact.data.source import Batch, DataError, Shard, Source, View, batches_per_epoch, order
 
+Made = TypeVar("Made")
 _SECONDS_AFTER_SIGTERM = 60
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Of ImageNet's training images, for values of 0 .. 255.
@@ -53,7 +57,8 @@ class Folder(Source):
     `view.ten` gives ten images for each: centre, top left, top right, bottom left, bottom right, and the mirror images of these five.
     batch_size counts images before that, so such a batch takes ten times the memory.
 
-    Raises DataError for folders that are missing or empty, and in the midst of an epoch for a file that cannot be decoded.
+    Raises DataError for folders that are missing or empty, and in the midst of an epoch for a file that cannot be decoded;
+    ChildProcessError when something has ended a worker.
     """
 
     def __init__(
@@ -75,7 +80,10 @@ class Folder(Source):
         require("PIL.Image")
         self.crop_size, self.scale, self.lighting, self.workers = crop_size, scale, lighting, workers
         self._mean, self._std = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, STD))
-        self.classes, self._train, self._test = _splits(Path(root))
+        try:
+            self.classes, self._train, self._test = _splits(Path(root))
+        except OSError as error:
+            raise DataError(f"root: expected folders that can be read, got {error.filename!r}: {error.strerror}") from None
         self.num_classes, self.image_size = len(self.classes), crop_size
         self.train_images, self.test_images = len(self._train.paths), len(self._test.paths)
 
@@ -120,22 +128,28 @@ class Folder(Source):
         return self._batches(wanted, Reader(crop, Viewed(crop, resize, view.ten)), mirrored=view.ten)
 
     def _batches(self, wanted: Iterable[list[Numbered]], reader: Reader, mirrored: bool = False) -> Iterator[Batch]:
-        loader = DataLoader(
+        loader = _quietly(
+            DataLoader,
             reader,
             # Whole batches are its items: `wanted` names their images, so that no worker is sent the list of all files.
             batch_size=None,
             sampler=wanted,
             num_workers=self.workers,
             multiprocessing_context=_context() if self.workers else None,
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=_begin_worker,
             pin_memory=self.device.type == "cuda",
             # DataLoader draws a seed for its workers, which must not come from the generator of the model's dropout.
             generator=torch.Generator(),
         )
-        for pixels in loader:
-            if isinstance(pixels, DataError):
-                raise pixels
-            yield self._normalised(pixels, mirrored)
+        loaded = _quietly(iter, loader)
+        try:
+            while (pixels := _next(loaded)) is not None:
+                if isinstance(pixels, DataError):
+                    raise pixels
+                yield self._normalised(pixels, mirrored)
+        finally:
+            # The workers end with it, which the traceback of an error would keep.
+            del loaded
 
     def _normalised(self, pixels: Pixels, mirrored: bool) -> Batch:
         crops, labels, colours = (None if t is None else t.to(self.device, non_blocking=True) for t in pixels)
@@ -146,8 +160,38 @@ class Folder(Source):
         return Batch(images.sub_(mean).div_(self._std), labels)
 
 
-def _outlive_signals(worker: int) -> None:
-    """Let this worker live on for its batches when a signal tells the whole group of processes to end: the run wants to end its step."""
+def _quietly(make: Callable[..., Made], *args: Any, **kwargs: Any) -> Made:
+    """`make` without torch's advice, of several lines and twice an epoch, that a machine of so few cores should have fewer workers."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        return make(*args, **kwargs)
+
+
+def _next(loaded: Iterator[Pixels | DataError]) -> Pixels | DataError | None:
+    """The next batch, or None after the last; that a worker is gone is one error, whether torch notices or a batch can't be had from it."""
+    try:
+        return next(loaded, None)
+    except (RuntimeError, OSError, EOFError) as error:
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in ("exited unexpectedly", "killed by signal")):
+            raise
+        reason = str(error) or type(error).__name__
+        raise ChildProcessError(f"a process that decodes images was ended, as systems do when memory runs out: {reason}") from error
+
+
+def _begin_worker(worker: int) -> None:
+    """Let this worker live as long as the process that it works for."""
+    _outlive_signals()
+    # torch's workers look whether their parent has changed; this one's is the server of `_context`, which waits for its workers' end.
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(process: Any) -> None:
+    wait([process.sentinel])
+    os._exit(1)
+
+
+def _outlive_signals() -> None:
+    """Keep a signal that tells the whole group of processes to end from this one: the run wants its batches to end its step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
         # Not for ever: multiprocessing ends workers by this signal too.
@@ -214,11 +258,18 @@ def _found(split: Path, folders: list[str], classes: list[str]) -> _Split:
     return found
 
 
-def _files(top: str | os.PathLike[str]) -> Iterator[str]:
-    """The images under `top`, in an order that does not depend on the file system's; links are followed."""
+def _files(top: str | os.PathLike[str], above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+    """The images under `top`, in an order that does not depend on the file system's; links are followed.
+
+    above: what tells the folders that `top` lies in from all others.
+    """
+    status = os.stat(top)
+    here = status.st_dev, status.st_ino
+    if here in above:
+        raise DataError(f"root: expected no link to a folder that it lies in, got {os.fspath(top)!r}")
     for entry in _visible(top):
         if entry.is_dir():
-            yield from _files(entry.path)
+            yield from _files(entry.path, (*above, here))
         elif entry.name.lower().endswith(SUFFIXES):
             yield entry.path
 

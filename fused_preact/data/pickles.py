@@ -1,11 +1,13 @@
 """Pickles of CIFAR, read without pickle: a file that comes from anywhere must not run anything.
 
-The opcodes are taken one by one from `pickletools.genops`, and the few that such files hold build plain values. Globals are names, never
-looked up; of an array there is a record of its shape and bytes. So there is nothing to call, and memory stays a few times the file's.
+Opcodes are taken one by one, and the few that such files hold build plain values. Globals are names, never looked up; of an array there
+is a record of its shape and bytes. So there is nothing to call, and memory stays a few times the file's, besides what `MOST_OPCODES` empty
+lists take.
 """
 
+import io
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from fused_preact.data.source import DataError
 _RECONSTRUCT = ("numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct")
 _NDARRAY, _DTYPE, _ENCODE = "numpy ndarray", "numpy dtype", "_codecs encode"
 _ADMITTED = (*_RECONSTRUCT, _NDARRAY, _DTYPE, _ENCODE)
+# CIFAR-100 written again by Python 3 in protocol 2 has half as many. An opcode is a byte of the file and 60 of memory.
+MOST_OPCODES = 2**20
 # Tuples, not sets: what is looked for in them may be nested so deeply that its hash overflows the stack.
 _LATIN1 = ("latin1", b"latin1")
 _BYTE = ("u1", b"u1")
@@ -53,14 +57,38 @@ def load(data: bytes, file: str) -> Any:
     """
     machine = _Machine(file, len(data))
     try:
-        for opcode, argument, _ in pickletools.genops(data):
-            machine.run(opcode.name, argument)
+        for opcode, argument in _read(data, machine):
+            machine.run(opcode, argument)
         (value,) = machine.stack
     except DataError:
         raise
     except (ValueError, TypeError, LookupError) as error:
         raise DataError(f"{file}: expected a pickle of CIFAR, got one that is damaged or holds something else: {error}") from None
     return value
+
+
+def _read(data: bytes, machine: "_Machine") -> Iterator[tuple[str, Any]]:
+    """The opcodes and their arguments; refused ones are not even decoded, as `pickletools.genops` would do, which never ends for some."""
+    stream = io.BytesIO(data)
+    for _ in range(MOST_OPCODES):
+        code = stream.read(1)
+        if code not in _BY_CODE:
+            raise ValueError(f"the opcode {code!r}, which is none" if code else "it ends too early")
+        opcode = _BY_CODE[code]
+        if opcode.name not in _VALUES and opcode.name not in _OPCODES:
+            raise machine.refused(f"the opcode {opcode.name}")
+        yield opcode.name, _name(stream) if opcode.name == "GLOBAL" else opcode.arg and opcode.arg.reader(stream)
+        if opcode.name == "STOP":
+            return
+    raise ValueError(f"more than {MOST_OPCODES} opcodes")
+
+
+def _name(stream: io.BytesIO) -> str:
+    """Module and name, of a line each. `pickletools` would look for backslashes in them, as no unpickler does, and warn of them."""
+    return " ".join(stream.readline().removesuffix(b"\n").decode("ascii") for _ in range(2))
+
+
+_BY_CODE = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 
 
 class _Global(str):
@@ -84,10 +112,8 @@ class _Machine:
     def run(self, opcode: str, argument: Any) -> None:
         if opcode in _VALUES:
             self.stack.append(_VALUES[opcode](argument))
-        elif opcode in _OPCODES:
-            _OPCODES[opcode](self, argument)
         else:
-            raise self.refused(f"the opcode {opcode}")
+            _OPCODES[opcode](self, argument)
 
     def refused(self, what: str) -> DataError:
         return DataError(f"{self.file}: expected a pickle of CIFAR, got one that asks for {what}; nothing of it was run")
@@ -110,8 +136,9 @@ class _Machine:
         list.extend(self.stack[-1], values)
 
     def update(self, values: list[Any]) -> None:
-        if not all(isinstance(key, (str, bytes, int)) for key in values[::2]):
-            raise TypeError("a key of a dict is neither a string nor a number")
+        # No numbers: whoever chooses them can choose thousands of one hash, and time would go with their square.
+        if not all(isinstance(key, (str, bytes)) for key in values[::2]):
+            raise TypeError("a key of a dict is no string")
         dict.update(self.stack[-1], zip(values[::2], values[1::2], strict=True))
 
     def find(self, name: str) -> None:
@@ -158,7 +185,7 @@ def _same(value: Any) -> Any:
     return value
 
 
-# What an opcode puts on the stack, of its argument. genops decodes the strings of Python 2 as latin-1.
+# What an opcode puts on the stack, of its argument. pickletools decodes the strings of Python 2 as latin-1.
 _VALUES: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), _same),
     **dict.fromkeys(("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"), _same),

@@ -2,13 +2,15 @@
 
 import gzip
 import io
+import os
 import tarfile
+import time
 
 import pytest
 import torch
 
 from fused_preact import data
-from fused_preact.data import archives
+from fused_preact.data import archives, cifar
 from fused_preact.data.memory import Augment
 from fused_preact.data.source import DataError
 from tests.data import cifar_files
@@ -74,6 +76,85 @@ def rewritten(key, value):
     """A pickle of four images but for one value."""
     planes, labels = cifar_files.images(10, 4)
     return cifar_files.python2({b"data": planes.flatten(1), b"labels": labels.tolist()} | {key: value})
+
+
+def test_a_root_that_is_no_folder_and_no_file_is_one_sentence_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(
+        DataError, match=sentence("root: expected ... of CIFAR-10, ..., got '...pipe', which is neither a folder nor a file")
+    ):
+        data.load("cifar10", tmp_path / "pipe")
+    with pytest.raises(DataError, match=sentence("root: expected ... of CIFAR-10, ..., got '...': File name too long")):
+        data.load("cifar10", tmp_path / ("long" * 100))
+
+
+def header(kind, size, name=b"a"):
+    """A block of tar before `size`, a field of 12 bytes or a number."""
+    field = size if isinstance(size, bytes) else b"%011o\0" % size
+    block = bytearray(name.ljust(124, b"\0") + field.ljust(24, b"\0") + b" " * 8 + kind).ljust(512, b"\0")
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+STRANGE_TARS = {
+    "headers upon headers": header(b"x", 0) * 3000,
+    "long names upon long names": (header(b"L", 1) + b"a".ljust(512, b"\0")) * 3000,
+    "digits for a regular expression": header(b"x", 500_000) + b"1" * 500_000,
+    "a size beyond all": header(b"0", b"\x80" + b"\x7f" * 11),
+    "a size below nothing": header(b"0", b"\xff" * 12),
+    "a size with a sign": header(b"0", b"-1000"),
+    "a file that is cut short": header(b"0", 513) + b"a" * 512,
+    "a sparse file that is cut short": header(b"S", 0)[:482] + b"\1",
+    "a header that is cut short": header(b"0", 0) + header(b"0", 0)[:300],
+}
+
+
+@pytest.mark.parametrize("tar", STRANGE_TARS.values(), ids=STRANGE_TARS)
+def test_a_strange_archive_is_one_sentence_at_once(tar, tmp_path):
+    """Each of these is an error of another kind, or takes minutes, where tarfile opens it."""
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(tar))
+    before = time.process_time()
+    with pytest.raises(DataError, match=sentence(f"...{path}...")):
+        data.load("cifar10", path)
+    assert time.process_time() - before < 2
+
+
+@pytest.mark.parametrize("written", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_archives_of_every_tar_are_read(written, tmp_path):
+    """With the folders, owners, times and comments that people's archives have; of files of one name the last counts, as in tar."""
+    files = cifar_files.contents("binary", 10, 5, 3)
+    path = tmp_path / "a.tar.gz"
+    with tarfile.open(path, "w:gz", format=written, pax_headers={"comment": "é" * 600}) as tar:
+        folder = tarfile.TarInfo("cifar-10-batches-bin")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for content in (b"an older one", None):
+            for name, data_ in files.items():
+                info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+                info.size, info.mtime, info.uname = len(content or data_), 1234.5, "böse"
+                tar.addfile(info, io.BytesIO(content or data_))
+    assert data.load("cifar10", path).train_images == 5
+
+
+def test_folders_may_be_in_the_prefix_of_a_name(tmp_path):
+    prefixed = bytearray(header(b"0", 3, b"data_batch_1"))
+    prefixed[257:265], prefixed[345:364] = b"ustar\x0000", b"cifar-10-batches-py"
+    prefixed[148:156] = b" " * 8
+    prefixed[148:156] = b"%06o\0 " % sum(prefixed)
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(prefixed + b"abc".ljust(512, b"\0")))
+    assert archives.members(path, ["cifar-10-batches-py/data_batch_1"]) == {"cifar-10-batches-py/data_batch_1": b"abc"}
+
+
+def test_a_key_that_no_encoding_has_is_passed_over():
+    planes, labels = cifar_files.images(10, 2)
+    good = cifar_files.python2({b"data": planes.flatten(1), b"labels": labels.tolist()})
+    strange = good[:-2] + b"X\x03\x00\x00\x00\xed\xa0\x80Nu."
+    for data_ in (good, strange):
+        read, numbers = cifar._pickled(b"labels")(data_, "a file")
+        assert torch.equal(read, planes.flatten(1))
+        assert numbers == [0, 1]
 
 
 DAMAGES = {

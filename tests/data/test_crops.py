@@ -88,8 +88,7 @@ def test_shorter_sides_are_uniform_and_places_reach_both_edges(crop, low, high, 
 
 def cut_from_the_resized(image, resize, crop):
     """Resized as a whole, then cut: centre, top left, top right, bottom left, bottom right."""
-    factor = resize / min(image.size)
-    w, h = (round(side * factor) for side in image.size)
+    w, h = (side * resize // min(image.size) for side in image.size)
     whole = image.resize((w, h), Image.Resampling.BICUBIC)
     corners = [(math.ceil((w - crop) / 2), math.ceil((h - crop) / 2)), (0, 0), (w - crop, 0), (0, h - crop), (w - crop, h - crop)]
     return [whole.crop((x, y, x + crop, y + crop)) for x, y in corners]

@@ -131,6 +131,29 @@ def test_what_cannot_be_decoded_is_one_sentence_that_names_the_file(tmp_path, ki
     assert "\n" not in str(caught.value)
 
 
+def test_no_program_is_run_for_a_file(tmp_path, monkeypatch):
+    """Pillow would have Ghostscript draw this, by whatever name it goes."""
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\n(x) print\n%%EOF\n")
+    asked = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args: asked.append(args) or Image.new("RGB", (100, 100)).im)
+    with Image.open(path) as image:
+        image.load()
+    assert asked
+    asked.clear()
+    with pytest.raises(DataError, match=f"^expected an image that can be decoded in {path}, got cannot identify image file"):
+        taken(path)
+    assert not asked
+
+
+@pytest.mark.parametrize("suffix", ["gif", "jpg", "png", "tif", "webp", "bmp", "ppm"])
+def test_what_a_file_is_counts_and_not_what_it_is_called(tmp_path, suffix):
+    """As one of ImageNet's, n02105855_2933.JPEG, is a PNG."""
+    options = {"lossless": True} if suffix == "webp" else {}
+    path = save(Image.new("RGB", (20, 20), (9, 8, 7)), tmp_path / f"a.{suffix}", **options).rename(tmp_path / "b.jpeg")
+    assert (taken(path).int() - torch.tensor([9, 8, 7])).abs().max() <= 2
+
+
 def looks(times=6000, **changes):
     choose = Drawn(**{"crop": 8, "scale": "aspect", "lighting": True, "seed": 0, "epoch": 0} | changes)
     return [choose(50, 40, number) for number in range(times)]

@@ -84,6 +84,24 @@ def test_links_to_folders_are_followed(root, tmp_path):
     assert opened(tmp_path).train_images == 11
 
 
+@pytest.mark.parametrize("loops", [1, 3])
+def test_a_link_to_a_folder_above_is_one_sentence_at_once(tmp_path, loops):
+    """Following three of them as far as the system does would take years."""
+    for split in ("train", "val"):
+        write(tmp_path / split, CLASSES, 3)
+    for number in range(loops):
+        (tmp_path / "train" / "ant" / f"link{number}").symlink_to(tmp_path / "train")
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path)
+    assert str(caught.value) == f"root: expected no link to a folder that it lies in, got '{tmp_path}/train/ant/link0/ant'"
+
+
+def test_a_folder_that_cannot_be_read_is_one_sentence(tmp_path):
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path / ("long" * 100))
+    assert str(caught.value) == f"root: expected folders that can be read, got '{tmp_path}/{'long' * 100}': File name too long"
+
+
 def test_a_folder_called_test_serves_where_there_is_no_val(tmp_path):
     write(tmp_path / "train", CLASSES, 3)
     write(tmp_path / "test", CLASSES, 5)

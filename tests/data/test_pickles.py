@@ -5,6 +5,8 @@ import os
 import pickle
 import random
 import struct
+import sys
+import time
 import tracemalloc
 
 import numpy as np
@@ -125,6 +127,7 @@ def hostile(marker):
         "a list that is none": b"\x80\x02}K\x01a.",
         "a dict that is none": b"\x80\x02]K\x01K\x01s.",
         "a key that is a list": b"\x80\x02}]K\x01s.",
+        "a key that is a number": b"\x80\x02}K\x01K\x01s.",
         "a key nested so deeply that its hash overflows the stack": b"\x80\x02})" + b"\x85" * 300_000 + b"K\x01s.",
         "a dtype nested so deeply": b"\x80\x02cnumpy\ndtype\n)" + b"\x85" * 300_000 + b"\x85R.",
         "a codec nested so deeply": b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00a)" + b"\x85" * 300_000 + b"\x86R.",
@@ -208,8 +211,59 @@ def test_memory_stays_within_some_times_the_size_of_a_file(bomb):
     assert peak < 20 * len(BOMBS[bomb]) + 100_000
 
 
-# pickletools decodes what it then turns out nobody asked for.
-@pytest.mark.filterwarnings("ignore:invalid escape sequence")
+def test_one_byte_of_a_file_is_much_memory_only_so_often(monkeypatch):
+    monkeypatch.setattr(pickles, "MOST_OPCODES", 1000)
+    with pytest.raises(DataError, match=sentence("a file: expected a pickle of CIFAR, got ...: more than 1000 opcodes")):
+        pickles.load(b"\x80\x02" + b"]" * 1000 + b".", "a file")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_name_with_backslashes_is_refused_as_it_is():
+    with pytest.raises(DataError, match=sentence("...asks for the global 'os\\\\y.system'; nothing of it was run")):
+        pickles.load(b"cos\\y\nsystem\n.", "a file")
+
+
+SLOW = {
+    "digits of a number": b"L" + b"1" * 3_000_000 + b"L\n.",
+    "a text without quotes": b"S" + b"a" * 3_000_000 + b"\n.",
+    "a text of escapes": b"S'" + b"\\8" * 1_000_000 + b"'\n.",
+    "a number that is none": b"F" + b"1" * 3_000_000 + b"x\n.",
+    "keys of one hash": b"\x80\x02}("
+    + b"".join(b"\x8a\x0c" + (k * sys.hash_info.modulus).to_bytes(12, "little") + b"N" for k in range(1, 20_000))
+    + b"u.",
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("data", SLOW.values(), ids=SLOW)
+def test_what_would_take_the_square_of_its_size_is_refused_unread_and_not_quoted(data):
+    before = time.process_time()
+    with pytest.raises(DataError) as raised:
+        pickles.load(data, "a file")
+    assert len(str(raised.value)) < 250
+    assert time.process_time() - before < 1
+
+
+@pytest.mark.parametrize(
+    "write", [cifar_files.python2, *map(cifar_files.python3, range(6))], ids=["Python 2", *map("protocol {}".format, range(6))]
+)
+def test_a_file_cut_anywhere_is_one_short_sentence(write):
+    whole = write({b"data": matrix(), b"labels": [0, 5, 2], b"filenames": [b"a.png", b"b"]})
+    for end in range(len(whole)):
+        with pytest.raises(DataError) as raised:
+            pickles.load(whole[:end], "a file")
+        message = str(raised.value)
+        assert sentence(REFUSED).match(message) or sentence(DAMAGED).match(message)
+        assert len(message) < 250
+
+
+def test_as_many_opcodes_as_the_largest_file_has_are_read():
+    """CIFAR-100's training images, with their names as Python 3 writes bytes in protocol 2."""
+    names = [b"a_photograph_s_%06d.png" % i for i in range(50_000)]
+    content = {b"filenames": names, b"fine_labels": [i % 100 for i in range(50_000)], b"coarse_labels": [i % 20 for i in range(50_000)]}
+    assert pickles.load(cifar_files.python3(2)(content), "a file")["filenames"] == names
+
+
 @pytest.mark.parametrize("write", [cifar_files.python2, cifar_files.python3(4)], ids=["Python 2", "protocol 4"])
 def test_a_file_with_a_few_changed_bytes_is_read_or_refused(write):
     good = write({b"data": matrix(), b"labels": [0, 5, 2], b"filenames": [b"a.png", b"b"]})
