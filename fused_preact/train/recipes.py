@@ -70,9 +70,8 @@ RECIPES: dict[str, Recipe] = {
 def resolve(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """The fields of recipe `name` with those `given` in their place.
 
-    A length that is given moves milestones that are not: they keep their place in the whole, though none comes
-    before the first epoch or iteration is over. A cycle that is given takes a recipe's milestones and warm-up away. Raises ValueError for
-    an unknown name.
+    A length that is given moves milestones that are not: they keep their place in the whole, but none comes before the first epoch or
+    iteration is over. A cycle that is given takes a recipe's milestones and warm-up away. Raises ValueError for an unknown name.
     """
     if name not in RECIPES:
         raise ValueError(unknown("recipe", name, RECIPES))
