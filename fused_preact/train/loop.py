@@ -12,8 +12,9 @@ import torch
 from fused_preact import data
 from fused_preact._extras import require
 from fused_preact.bench.variants import compiling
+from fused_preact.convert import fuse
 from fused_preact.data.source import Source
-from fused_preact.models import create_model
+from fused_preact.models import PaperResNet, create_model
 from fused_preact.train import checkpoint
 from fused_preact.train.checkpoint import State
 from fused_preact.train.config import TrainConfig
@@ -100,9 +101,12 @@ class Run:
 
     def __init__(self, config: TrainConfig, world: World, source: Source) -> None:
         self.config, self.world, self.source = config, world, source
-        model = create_model(config.model, num_classes=source.num_classes, memory=config.memory)
+        model = create_model(config.model, num_classes=source.num_classes, memory=config.memory, **config.model_options)
         if config.sync_bn:
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            if isinstance(model, PaperResNet):
+                # Converted norms are not fused any more.
+                fuse(model, inplace=True)
         self.model = model.to(device=config.device, memory_format=torch.channels_last)
         if config.compile:
             for unit in model.units():
@@ -169,6 +173,8 @@ class Run:
         self._clock = self._read_at = time.perf_counter()
         for batch in batches:
             self.trainer.lr = learning_rate(config, state.step, self.per_epoch)
+            # What a step draws (dropout) is a function of the seed, the step and the process: no generator's state outlives a step.
+            torch.manual_seed(hash((config.seed, state.step, self.world.shard.rank)) % 2**63)
             self.meter.add(*self.trainer.step(batch), self.images)
             state.step += 1
             progress.advance(self.images)
