@@ -13,7 +13,7 @@ from fused_preact import data
 from fused_preact._extras import require
 from fused_preact.bench.variants import compiling
 from fused_preact.convert import fuse
-from fused_preact.data.source import Source
+from fused_preact.data.source import Source, generator
 from fused_preact.models import PaperResNet, create_model
 from fused_preact.train import checkpoint
 from fused_preact.train.checkpoint import State
@@ -35,6 +35,8 @@ from fused_preact.train.writer import NEEDED as OF_WRITER
 # Reading a loss waits for the device, so it happens a few times a second and not every step.
 _READ_SECONDS = 0.25
 NEEDED = ("tqdm", *OF_WRITER)
+# Apart from what the data draw.
+_OF_THE_MODEL = 2
 # Agreeing on a signal waits for the device too.
 _AGREE_STEPS = {"cpu": 1, "cuda": 16}
 
@@ -174,7 +176,7 @@ class Run:
         for batch in batches:
             self.trainer.lr = learning_rate(config, state.step, self.per_epoch)
             # What a step draws (dropout) is a function of the seed, the step and the process: no generator's state outlives a step.
-            torch.manual_seed(hash((config.seed, state.step, self.world.shard.rank)) % 2**63)
+            torch.manual_seed(generator(config.seed, state.step, self.world.shard.rank, _OF_THE_MODEL).initial_seed())
             self.meter.add(*self.trainer.step(batch), self.images)
             state.step += 1
             progress.advance(self.images)
