@@ -12,7 +12,7 @@ from fused_preact.models.architectures import Architecture
 
 CIFAR_BASIC, CIFAR_BOTTLENECK, IMAGENET = KINDS = ("CIFAR basic", "CIFAR bottleneck", "ImageNet")
 # Many of them share keys and shapes: whose weights they are is nothing that a file tells.
-VARIANT = "variant of the paper's"
+VARIANT = "rewired"
 COUNTER = "num_batches_tracked"
 
 
