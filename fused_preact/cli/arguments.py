@@ -1,16 +1,26 @@
 """Command-line arguments: a parser whose errors are one sentence, and the value types that the commands share."""
 
 import argparse
+import json
 import math
 import re
-from collections.abc import Callable, Sequence
-from typing import NoReturn, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, Protocol
 
 import torch
 
 from fused_preact._text import unknown
+from fused_preact.models import create_model
 
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Collect(argparse.Action):
+    """Pairs of name and value, of an option that may be given several times, as one dict."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        name, value = values
+        setattr(namespace, self.dest, getattr(namespace, self.dest, {}) | {name: value})
 
 
 class UsageError(Exception):
@@ -33,6 +43,17 @@ def named(kind: str, names: Sequence[str]) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def assignment(text: str) -> tuple[str, object]:
+    """NAME=VALUE; a value is a number, true or false as JSON has them, or else a word."""
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals and value):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -103,6 +124,21 @@ def check_dtype(args: _Numbers) -> None:
     """Refuse --dtype float16 where --device has no use for it."""
     if args.dtype == "float16" and args.device == "cpu":
         raise UsageError("argument --dtype: expected float32 or bfloat16 on the cpu, got 'float16', which needs a GPU")
+
+
+def check_model(name: str, memory: str, options: Mapping[str, Any]) -> None:
+    """Refuse what `create_model` refuses, and options of it that the command or the data decide."""
+    if decided := {"num_classes", "in_channels", "memory"} & set(options):
+        raise UsageError(f"argument --model-option: expected an option of the units, got {min(decided)!r}, which has its own place")
+    if memory == "layer" and not options:
+        return
+    try:
+        with torch.device("meta"):
+            create_model(name, memory=memory, **options)
+    except (TypeError, ValueError) as error:
+        sentence = str(error)
+        option = "memory" if sentence.startswith("memory: ") else "model-option"
+        raise UsageError(f"argument --{option}: {sentence.removeprefix('memory: ')}") from None
 
 
 def of_data_dir(error: Exception) -> str:

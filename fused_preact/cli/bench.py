@@ -30,8 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a comparison."""
     add = parser.add_argument
     network = parser.add_mutually_exclusive_group()
+    names = list_models(paper=False)
     network.add_argument(
-        "--model", type=named("model", list_models()), default="preact_resnet164", metavar="NAME", help=f"one of {', '.join(list_models())}"
+        "--model", type=named("model", names), default="preact_resnet164", metavar="NAME", help=f"one of {', '.join(names)}"
     )
     network.add_argument(
         "--module",

@@ -11,7 +11,18 @@ from torch import nn
 
 from fused_preact import data
 from fused_preact._extras import MissingExtraError
-from fused_preact.cli.arguments import DTYPES, UsageError, check_dtype, device, integer, named, of_data_dir
+from fused_preact.cli.arguments import (
+    DTYPES,
+    Collect,
+    UsageError,
+    assignment,
+    check_dtype,
+    check_model,
+    device,
+    integer,
+    named,
+    of_data_dir,
+)
 from fused_preact.cli.stored import read
 from fused_preact.cli.train import add_arguments as add_train_arguments
 from fused_preact.data.source import DataError, Source, View
@@ -28,6 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("weights", type=Path, metavar="PATH", help="a folder of `fused-preact train`, or a file that models.load_weights reads")
     add("--model", type=named("model", list_models()), metavar="NAME", help="the network (default: the run's)")
+    add(
+        "--model-option",
+        type=assignment,
+        action=Collect,
+        dest="model_options",
+        default={},
+        metavar="NAME=VALUE",
+        help="an option of it, for the resnet networks; may be given several times (default: the run's)",
+    )
     add("--data", type=named("data set", list(data.DATASETS)), metavar="NAME", help="the data set (default: the run's)")
     add("--data-dir", type=Path, metavar="DIR", help="where it is (default: the run's)")
     add("--crop", type=integer(8, 4096), metavar="N", help="crop NxN of --data folder, as 224 or 320 (default: 224)")
@@ -50,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     name, file = _network(args, stored), _file(args.weights)
     try:
         source = _source(args, stored)
-        model = create_model(name, num_classes=source.num_classes)
+        model = create_model(name, num_classes=source.num_classes, **_options(args, stored, name))
         _load(model, file, f"{name} with {source.num_classes} classes")
         config = TrainConfig(out=Path(), device=args.device, dtype=args.dtype)
         view = View(args.crop, args.resize, args.ten_crop)
@@ -88,6 +108,13 @@ def _network(args: argparse.Namespace, stored: dict[str, Any]) -> str:
     if name is None:
         raise UsageError("argument --model: expected the name of the network, which a file of weights does not tell")
     return name
+
+
+def _options(args: argparse.Namespace, stored: dict[str, Any], name: str) -> dict[str, Any]:
+    """Those given, or those of the run, if it is its network."""
+    options = args.model_options or (stored.get("model_options", {}) if name == stored.get("model") else {})
+    check_model(name, "layer", options)
+    return options
 
 
 def _file(path: Path) -> Path:

@@ -35,6 +35,11 @@ def _check(fields: dict[str, Any], add_arguments: Callable[[argparse.ArgumentPar
     # argparse has no public way to its options.
     options = {action.dest: action.type for action in parser._actions}
     for name, value in fields.items():
+        if name == "model_options":
+            # What is in it, `create_model` judges.
+            if not isinstance(value, dict):
+                raise ValueError(f"{name}: expected options by name, got {value!r}")
+            continue
         if value is None and name in _MAY_BE_NONE:
             continue
         parse = str if name in _ANY_TEXT else options[name]

@@ -12,7 +12,20 @@ from typing import Any
 
 from fused_preact._extras import MissingExtraError, require
 from fused_preact.bench.variants import CompileError, why_no_compile
-from fused_preact.cli.arguments import DTYPES, UsageError, check_dtype, device, integer, integers, named, number, of_data_dir
+from fused_preact.cli.arguments import (
+    DTYPES,
+    Collect,
+    UsageError,
+    assignment,
+    check_dtype,
+    check_model,
+    device,
+    integer,
+    integers,
+    named,
+    number,
+    of_data_dir,
+)
 from fused_preact.cli.stored import read
 from fused_preact.data import DATASETS
 from fused_preact.data.source import DataError
@@ -55,6 +68,8 @@ def _adder(group: argparse._ArgumentGroup) -> Callable[..., None]:
 def _what(group: argparse._ArgumentGroup) -> None:
     add, default = _adder(group), TrainConfig(out=Path())
     add("--model", named("model", list_models()), f"one of {', '.join(list_models())} (default: {default.model})", "NAME")
+    options = "an option of it, for the resnet networks; shortcut=dropout, say, or activation=full_preact; may be given several times"
+    add("--model-option", assignment, options, "NAME=VALUE", action=Collect, dest="model_options")
     add("--data", named("data set", list(DATASETS)), f"one of {', '.join(DATASETS)} (default: the recipe's, or {default.data})", "NAME")
     add("--data-dir", Path, "where the data are; nothing is ever downloaded", "DIR")
     add("--crop-size", integer(8, 4096), f"height and width of images of --data folder (default: {default.crop_size})", "N")
@@ -218,6 +233,7 @@ def _resumed(args: argparse.Namespace) -> TrainConfig:
 
 def _refuse_impossible(config: TrainConfig) -> None:
     check_dtype(config)
+    check_model(config.model, config.memory, config.model_options)
     processes = launched()
     if config.batch_size % processes:
         raise UsageError(f"argument --batch-size: expected a multiple of the {processes} processes, got {config.batch_size}")

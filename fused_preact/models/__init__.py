@@ -2,11 +2,12 @@
 
 import functools
 
+from fused_preact.models.paper import PaperResNet
 from fused_preact.models.registry import architecture, create_model, list_models, reference_model
 from fused_preact.models.resnet import PreActResNet
 from fused_preact.models.weights import load_weights
 
-__all__ = ["PreActResNet", "architecture", "create_model", "list_models", "load_weights", "reference_model"]
+__all__ = ["PaperResNet", "PreActResNet", "architecture", "create_model", "list_models", "load_weights", "reference_model"]
 
 
 def __getattr__(name: str):

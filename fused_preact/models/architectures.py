@@ -22,12 +22,16 @@ class UnitPlan(NamedTuple):
 
 
 class Architecture(NamedTuple):
-    """One network: `units` residual units per stage of `channels` (a bottleneck puts out four times as many)."""
+    """One network: `units` residual units per stage of `channels` (a bottleneck puts out four times as many).
+
+    variant: its units have another order or shortcut than the pre-activation ones of the authors' codes (`models.paper`).
+    """
 
     bottleneck: bool
     units: tuple[int, ...]
     channels: tuple[int, ...]
     cifar: bool
+    variant: bool = False
 
     @property
     def expansion(self) -> int:
@@ -81,7 +85,10 @@ def imagenet(depth: int) -> Architecture:
     return Architecture(depth >= 50, units[depth], (64, 128, 256, 512), cifar=False)
 
 
+CIFAR_DEPTHS = (20, 29, 56, 110, 164, 1001)
 ARCHITECTURES = {
-    **{f"preact_resnet{depth}": cifar(depth) for depth in (20, 29, 56, 110, 164, 1001)},
+    **{f"preact_resnet{depth}": cifar(depth) for depth in CIFAR_DEPTHS},
     **{f"preact_resnet{depth}": imagenet(depth) for depth in (18, 34, 50, 101, 152, 200)},
 }
+# Of `models.paper`, where order and shortcut are options.
+PAPER_ARCHITECTURES = {f"resnet{depth}": cifar(depth) for depth in CIFAR_DEPTHS}

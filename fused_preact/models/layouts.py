@@ -11,11 +11,15 @@ from typing import NamedTuple
 from fused_preact.models.architectures import Architecture
 
 CIFAR_BASIC, CIFAR_BOTTLENECK, IMAGENET = KINDS = ("CIFAR basic", "CIFAR bottleneck", "ImageNet")
+# Many of them share keys and shapes: whose weights they are is nothing that a file tells.
+VARIANT = "rewired"
 COUNTER = "num_batches_tracked"
 
 
 def kind_of(architecture: Architecture) -> str:
-    """Which of KINDS: the networks of a kind are wired alike."""
+    """Which of KINDS: the networks of a kind are wired alike. VARIANT: a network of other units, which no other code's weights fit."""
+    if architecture.variant:
+        return VARIANT
     if not architecture.cifar:
         return IMAGENET
     return CIFAR_BOTTLENECK if architecture.bottleneck else CIFAR_BASIC
@@ -66,7 +70,7 @@ def _by(*replacements: tuple[str, str]) -> Callable[[Sequence[str]], list[str]]:
 
 
 LAYOUTS = {
-    "fused_preact": Layout("this package, and its plain twins", KINDS, _same),
+    "fused_preact": Layout("this package, and its plain twins", (*KINDS, VARIANT), _same),
     "torch7": Layout(
         "KaimingHe/resnet-1k-layers resnet-pre-act.lua and facebook/fb.resnet.torch models/preresnet.lua, as a list", KINDS, _numbered
     ),

@@ -25,7 +25,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], layout: str | N
     `weights_only=True`, so that it can't run code) or as `.safetensors`. Prefixes of DataParallel and torch.compile are taken off. Files
     older than `num_batches_tracked` have none, and it becomes 0. Layouts, with the codes that were read for them:
 
-    - "fused_preact": this package's own, of `create_model` and `reference_model`; all networks.
+    - "fused_preact": this package's own, of `create_model` and `reference_model`; all networks. The paper's variants (`resnet110` and
+      its like) take no other, and some of them share keys and shapes: their weights must be of the same options.
     - "torch7": the authors' Lua codes, KaimingHe/resnet-1k-layers `resnet-pre-act.lua` (preact_resnet29, 164 and 1001) and
       facebook/fb.resnet.torch `models/preresnet.lua` (the others; its ResNet-200 is published). Not the `.t7` file itself, but a list of
       tensors saved by torch: of each module weight, bias, running_mean and running_var, depth first (README.md has the loop). A list has
@@ -128,9 +129,10 @@ def _check_name(name: str, architecture: Architecture, path: object) -> None:
     """ValueError unless the layout is one that computes what the architecture does."""
     if name in REFUSED:
         source, _, differs = REFUSED[name]
+        differing = differs.get(kind_of(architecture), "its units are others, in their order or their shortcuts")
         raise ValueError(
             f"the weights in {str(path)!r} are those of {name} ({source}), whose networks are not {_name(architecture)}: "
-            f"{differs[kind_of(architecture)]}; nothing was loaded"
+            f"{differing}; nothing was loaded"
         )
     if name not in LAYOUTS:
         raise ValueError(unknown("layout", name, LAYOUTS))

@@ -1,6 +1,6 @@
 """What one training run is made of."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ class TrainConfig:
     Attributes:
         out: the run's folder.
         model, memory: as `models.create_model` takes them.
+        model_options: more of its options, by name, as JSON has them.
         data, data_dir: as `data.load` takes them.
         recipe: the name of the preset that the fields began as; they need not have kept its values.
         epochs, iterations: how long; one of them is None.
@@ -38,6 +39,7 @@ class TrainConfig:
 
     out: Path
     model: str = "preact_resnet164"
+    model_options: dict[str, Any] = field(default_factory=dict)
     memory: str = "layer"
     data: str = "digits"
     data_dir: Path | None = None
@@ -112,4 +114,6 @@ def _plain(value: Any) -> Any:
 
 
 def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        value = [f"{name}={_said(option)}" for name, option in sorted(value.items())]
     return ",".join(map(str, value)) or "none" if isinstance(value, list) else "none" if value is None else str(value)

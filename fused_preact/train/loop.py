@@ -12,8 +12,9 @@ import torch
 from fused_preact import data
 from fused_preact._extras import require
 from fused_preact.bench.variants import compiling
-from fused_preact.data.source import Source
-from fused_preact.models import create_model
+from fused_preact.convert import fuse
+from fused_preact.data.source import Source, generator
+from fused_preact.models import PaperResNet, create_model
 from fused_preact.train import checkpoint
 from fused_preact.train.checkpoint import State
 from fused_preact.train.config import TrainConfig
@@ -35,6 +36,8 @@ from fused_preact.train.writer import NEEDED as OF_WRITER
 # Reading a loss waits for the device, so it happens a few times a second and not every step.
 _READ_SECONDS = 0.25
 NEEDED = ("tqdm", *OF_WRITER)
+# Apart from what the data draw.
+_OF_THE_MODEL = 2
 # Agreeing on a signal waits for the device too.
 _AGREE_STEPS = {"cpu": 1, "cuda": 16}
 
@@ -101,9 +104,12 @@ class Run:
 
     def __init__(self, config: TrainConfig, world: World, source: Source) -> None:
         self.config, self.world, self.source = config, world, source
-        model = create_model(config.model, num_classes=source.num_classes, memory=config.memory)
+        model = create_model(config.model, num_classes=source.num_classes, memory=config.memory, **config.model_options)
         if config.sync_bn:
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            if isinstance(model, PaperResNet):
+                # Converted norms are not fused any more.
+                fuse(model, inplace=True)
         self.model = model.to(device=config.device, memory_format=torch.channels_last)
         if config.compile:
             for unit in model.units():
@@ -181,6 +187,8 @@ class Run:
         self._clock = self._read_at = time.perf_counter()
         for batch in batches:
             self.trainer.lr = learning_rate(config, state.step, self.per_epoch)
+            # What a step draws (dropout) is a function of the seed, the step and the process: no generator's state outlives a step.
+            torch.manual_seed(generator(config.seed, state.step, self.world.shard.rank, _OF_THE_MODEL).initial_seed())
             self.meter.add(*self.trainer.step(batch), self.images)
             state.step += 1
             progress.advance(self.images)

@@ -24,7 +24,9 @@ PARAMETERS = {
 
 
 def test_list_models():
-    assert list_models() == sorted(f"preact_resnet{d}" for d in (20, 29, 56, 110, 164, 1001, 18, 34, 50, 101, 152, 200))
+    own = sorted(f"preact_resnet{d}" for d in (20, 29, 56, 110, 164, 1001, 18, 34, 50, 101, 152, 200))
+    assert list_models(paper=False) == own
+    assert list_models() == sorted([*own, *(f"resnet{d}" for d in (20, 29, 56, 110, 164, 1001))])
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -92,7 +92,7 @@ def test_a_recipe_says_what_it_is(recipe, words):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_config_survives_json(recipe):
-    made = replace(config(recipe), data_dir=Path("data"), threads=2)
+    made = replace(config(recipe), data_dir=Path("data"), threads=2, model_options={"shortcut": "dropout", "dropout": 0.5})
     assert TrainConfig.from_json(json.loads(json.dumps(made.as_json() | {"torch": "2"}))) == made
 
 
