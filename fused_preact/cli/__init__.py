@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(code: int, sentence: str) -> int:
-    # Of processes that torchrun started, all say the same of what was asked for.
-    if code == 2 and os.environ.get("RANK", "0") != "0":
+    # Of processes that torchrun started on a machine, all say the same of what was asked for.
+    if code == 2 and os.environ.get("LOCAL_RANK", "0") != "0":
         return code
     print(f"fused-preact: {sentence}", file=sys.stderr)
     return code

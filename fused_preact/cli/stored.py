@@ -18,6 +18,8 @@ _MAY_BE_NONE = frozenset({"data_dir", "epochs", "iterations", "threads", "checkp
 def read(folder: Path, argument: str, add_arguments: Callable[[argparse.ArgumentParser], None]) -> TrainConfig:
     """The config of the run in `folder`, every field of which the option of its name would take; raises UsageError, naming `argument`."""
     path = folder / CONFIG
+    if folder.is_dir() and not path.exists():
+        raise UsageError(f"argument {argument}: expected the folder of a run, got {str(folder)!r}, which has no {CONFIG}")
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         config = TrainConfig.from_json(stored)

@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int | None:
         raise UsageError(of_data_dir(error)) from None
     except (MissingExtraError, CheckpointError, FolderInUse) as error:
         raise UsageError(str(error)) from None
-    except (DivergedError, CompileError) as error:
+    except CompileError as error:
         print(f"fused-preact: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
@@ -152,6 +152,11 @@ def _train(args: argparse.Namespace, world: World) -> int | None:
             print(f"fused-preact: {note}", file=sys.stderr)
     try:
         result = fit(config, resume=args.resume, overwrite=args.overwrite, world=world)
+    except DivergedError as error:
+        # Every process knows.
+        if world.first:
+            print(f"fused-preact: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         kept = config.out / CHECKPOINT
         print(f"fused-preact: {error}" + (f"; the last good checkpoint is {kept}" if kept.exists() else ""), file=sys.stderr)

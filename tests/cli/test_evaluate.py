@@ -72,7 +72,7 @@ def test_crops_of_folders(place, capsys, tmp_path, options):
     ("arguments", "sentence"),
     [
         (["nowhere"], "argument PATH: expected the folder of a run or a file of weights, got 'nowhere', which is not there"),
-        (["."], "argument PATH: expected the folder of a run, got '.': "),
+        (["."], "argument PATH: expected the folder of a run, got '.', which has no config.json"),
         (["run/checkpoint.pt"], "argument --model: expected the name of the network, which a file of weights does not tell"),
         (["run/checkpoint.pt", "--model", "preact_resnet20"], "argument --data: expected the name of a data set"),
         (["run/config.json", "--model", "preact_resnet20", "--data", "digits"], "argument PATH: expected a file that torch.load"),

@@ -129,7 +129,7 @@ def test_processes_that_share_statistics_are_one(place, pytestconfig):
 
 
 def test_usage_is_explained_by_one_process(monkeypatch, capsys, place):
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     assert main(["train", "--lr", "0"]) == 2
     assert capsys.readouterr().err == ""
 
