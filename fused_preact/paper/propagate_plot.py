@@ -14,6 +14,8 @@ INK, FAINT, GRID = "#1f2933", "#6b7785", "#e4e8eb"
 _STYLES = (("#0072b2", "-"), ("#d55e00", "-"), ("#009e73", (0, (6, 1.5))), ("#cc79a7", (0, (3, 1.2))))
 # Below this a gradient is as good as none, and the rest of the picture would be a strip.
 _FLOOR = 1e-18
+# An axis of fewer than three has ticks between them.
+_DECADES = 1e3
 
 
 def draw(report: dict[str, Any], path: str | os.PathLike[str]) -> None:
@@ -41,6 +43,7 @@ def draw(report: dict[str, Any], path: str | os.PathLike[str]) -> None:
                 _line(axes, [unit[key] / end for unit in found["units"]] + [1.0], style)
             _line(signal, [unit["signal"] for unit in found["units"]] + [found["signal"]], style)
             _predict(alone, found, end)
+            _remark_on_nothing(alone, colour)
         for axes in (alone, whole, signal):
             _dress(axes, networks[0]["units"])
         panels[0, column].set_title(networks[0]["model"].replace("resnet", "ResNet-"), loc="right", color=INK, fontsize=10.5)
@@ -85,11 +88,24 @@ def _predict(axes: Any, found: dict[str, Any], end: float) -> None:
         _line(axes, values, {"color": INK, "linewidth": 1.1, "linestyle": (0, (1, 2)), "zorder": 4}, first=numbers[0])
 
 
+def _remark_on_nothing(axes: Any, colour: str) -> None:
+    """A cross where the line of this colour begins, if that is not at the first unit: in front of it the gradient is zero."""
+    (line,) = [line for line in axes.get_lines() if line.get_color() == colour]
+    first, value = next((x, y) for x, y in zip(*line.get_data(), strict=True) if not math.isnan(y))
+    if first:
+        axes.plot([first], [value], "x", color=colour, markersize=6, markeredgewidth=1.6, zorder=5)
+        where = {"textcoords": "offset points", "xytext": (-7, 0), "ha": "right", "va": "center"}
+        ground = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+        axes.annotate("nothing gets past", (first, value), color=colour, fontsize=8.5, bbox=ground, **where)
+
+
 def _dress(axes: Any, units: Sequence[dict[str, Any]]) -> None:
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, LogLocator, MaxNLocator, NullFormatter
 
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(numticks=7))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12) if high < _DECADES * low else LogLocator(numticks=7))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}") if high < _DECADES * low else LogFormatterMathtext())
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlim(0, len(units))
