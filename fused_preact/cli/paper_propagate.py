@@ -1,6 +1,7 @@
 """`fused-preact paper propagate`: the paper's equations (3) to (8), measured on one batch."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,8 @@ def run(args: argparse.Namespace) -> None:
             check_weights(model, args.weights, f"{case.model} with {CLASSES} classes and these options", "--weights")
             networks = [(case, model)]
         found = report(networks, setting, weights=str(args.weights) if args.weights else None, tell=_tell)
+        if args.weights and not math.isfinite(loss := found["networks"][0]["loss"]):
+            raise UsageError(f"argument --weights: expected weights with which the loss is finite, got {str(args.weights)!r}: {loss}")
         if not (args.figure or args.weights):
             found["small"] = companions(cases[0], setting)
     except MissingExtraError as error:

@@ -276,10 +276,12 @@ def _error(x: Sequence[Tensor], branches: Sequence[Tensor], factors: Sequence[tu
     """The largest relative error of equation (7) for x[-1] from any x before it; `factors` are those of x_i and of F(x_i)."""
     last = x[-1].detach().double()
     residuals, product, worst = torch.zeros_like(last), 1.0, 0.0
+    # Of a signal that has died out the error itself.
+    size = _norm(last) or 1.0
     for x_i, branch, (of_shortcut, of_branch) in zip(x[-2::-1], branches[::-1], factors[::-1], strict=True):
         residuals += product * of_branch * branch.double()
         product *= of_shortcut
-        worst = max(worst, _norm(last - product * x_i.detach().double() - residuals) / _norm(last))
+        worst = max(worst, _norm(last - product * x_i.detach().double() - residuals) / size)
     return worst
 
 
