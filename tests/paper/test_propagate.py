@@ -1,7 +1,9 @@
 """Equations (3) to (8) on networks small enough for float64, and the records against what a network does by hand."""
 
 import copy
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -182,3 +184,28 @@ def test_a_picture_and_json_of_several_networks(tmp_path):
     assert image.imread(tmp_path / "figure.png").std() > 0.01
     lines = table(found, all_units=True).splitlines()
     assert sum(line.split()[1:3] == ["1", "identity"] for line in lines) == 3 * 4
+
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize(
+    "found", json.loads((RESULTS / "propagation.json").read_text())["networks"], ids=lambda n: f"{n['model']}-{n['name']}"
+)
+def test_the_committed_figure_shows_what_its_page_says(found):
+    units, end = found["units"], found["gradient"]
+    assert len(units) == 54
+    last_stage, whole = units[37]["shortcut_gradient"] / end, units[0]["gradient"] / end
+    if found["name"] == "identity":
+        assert last_stage == pytest.approx(1, rel=1e-5)
+        assert all(run["equation4"] < 8.5e-8 for run in found["runs"])
+        assert whole == pytest.approx({"resnet110": 400, "resnet164": 1100}[found["model"]], rel=0.02)
+    elif found["name"] == "0.5 scaling":
+        assert last_stage == pytest.approx(0.5**17, rel=1e-4)
+        assert all(run["equation4"] > 3.1 and run["equation7"] < 3.3e-8 for run in found["runs"])
+        assert whole == pytest.approx({"resnet110": 4.6e6, "resnet164": 5.3e8}[found["model"]], rel=0.02)
+    elif found["name"] == "dropout":
+        beyond = {"resnet110": 24, "resnet164": 19}[found["model"]]
+        assert [unit["shortcut_gradient"] > 0 for unit in units] == [i >= beyond for i in range(54)]
+    else:
+        assert last_stage == pytest.approx({"resnet110": 1.25, "resnet164": 0.94}[found["model"]], rel=0.01)
