@@ -15,7 +15,7 @@ PROJECT = ROOT.parent
 # From the top; a module may import its own layer and those below.
 LAYERS = (
     ("cli", "__main__"),
-    ("train", "bench", "tune"),
+    ("train", "bench", "paper", "tune"),
     ("models", "convert", "data"),
     ("modules",),
     ("functional",),

@@ -5,12 +5,14 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import torch
+from torch import nn
 
 from fused_preact._text import unknown
-from fused_preact.models import create_model
+from fused_preact.models import create_model, load_weights
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -139,6 +141,19 @@ def check_model(name: str, memory: str, options: Mapping[str, Any]) -> None:
         sentence = str(error)
         option = "memory" if sentence.startswith("memory: ") else "model-option"
         raise UsageError(f"argument --{option}: {sentence.removeprefix('memory: ')}") from None
+
+
+def check_weights(model: nn.Module, file: Path, what: str, argument: str) -> None:
+    """Load `file` into `model`, which is called `what`, or refuse it as the value of `argument`."""
+    try:
+        load_weights(model, file)
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"argument {argument}: {error}") from None
+    except RuntimeError as error:
+        # torch tells of every tensor, a line each after the first.
+        first, *others = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
+        more = f", and {len(others)} more" if others else ""
+        raise UsageError(f"argument {argument}: expected weights of {what} in {str(file)!r}, got others: {first[:200]}{more}") from None
 
 
 def of_data_dir(error: Exception) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from fused_preact import data
 from fused_preact._extras import MissingExtraError
@@ -18,6 +17,7 @@ from fused_preact.cli.arguments import (
     assignment,
     check_dtype,
     check_model,
+    check_weights,
     device,
     integer,
     named,
@@ -26,7 +26,7 @@ from fused_preact.cli.arguments import (
 from fused_preact.cli.stored import read
 from fused_preact.cli.train import add_arguments as add_train_arguments
 from fused_preact.data.source import DataError, Source, View
-from fused_preact.models import create_model, list_models, load_weights
+from fused_preact.models import create_model, list_models
 from fused_preact.train.config import TrainConfig
 from fused_preact.train.evaluate import evaluate
 from fused_preact.train.writer import CHECKPOINT, MODEL, strict
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         source = _source(args, stored)
         model = create_model(name, num_classes=source.num_classes, **_options(args, stored, name))
-        _load(model, file, f"{name} with {source.num_classes} classes")
+        check_weights(model, file, f"{name} with {source.num_classes} classes", "PATH")
         config = TrainConfig(out=Path(), device=args.device, dtype=args.dtype)
         view = View(args.crop, args.resize, args.ten_crop)
         batches = source.test_batches(args.batch_size, view=view)
@@ -127,18 +127,6 @@ def _file(path: Path) -> Path:
                 print(f"fused-preact: the run in {path} is not at its end; these are the weights of its last checkpoint", file=sys.stderr)
             return path / name
     raise UsageError(f"argument PATH: expected a run with {MODEL} or {CHECKPOINT}, got {str(path)!r}, which has neither yet")
-
-
-def _load(model: nn.Module, file: Path, what: str) -> None:
-    try:
-        load_weights(model, file)
-    except (ValueError, ImportError) as error:
-        raise UsageError(f"argument PATH: {error}") from None
-    except RuntimeError as error:
-        # torch tells of every tensor, a line each after the first.
-        first, *others = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
-        more = f", and {len(others)} more" if others else ""
-        raise UsageError(f"argument PATH: expected weights of {what} in {str(file)!r}, got others: {first[:200]}{more}") from None
 
 
 def _source(args: argparse.Namespace, stored: dict[str, Any]) -> Source:
