@@ -15,6 +15,7 @@ PROJECT = ROOT.parent
 # From the top; a module may import its own layer and those below.
 LAYERS = (
     ("cli", "__main__"),
+    ("paper",),
     ("train", "bench", "tune"),
     ("models", "convert", "data"),
     ("modules",),

@@ -1,4 +1,4 @@
-"""The command line: `fused-preact {train, eval, bench, env}`.
+"""The command line: `fused-preact {train, eval, bench, paper, env}`.
 
 Exit codes: 0 done, 1 the command ran and failed, 2 what was asked for is impossible (one sentence on stderr, nothing written).
 """
@@ -7,13 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fused_preact.cli import bench, env, evaluate, train
+from fused_preact.cli import bench, env, evaluate, paper, train
 from fused_preact.cli.arguments import ArgumentParser, UsageError
 
 # torch has a class for this on a GPU only.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
-COMMANDS = {"train": train, "eval": evaluate, "bench": bench, "env": env}
+COMMANDS = {"train": train, "eval": evaluate, "bench": bench, "paper": paper, "env": env}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
