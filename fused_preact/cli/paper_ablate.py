@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -95,6 +94,8 @@ def run(args: argparse.Namespace) -> int | None:
         interrupted = _trained(runs, rank, world)
         if interrupted or rank:
             return interrupted
+        if not all(run.done for run in runs):
+            print("fused-preact: this process is done and waits for the runs of the others", file=sys.stderr)
         wait(runs)
         results = collect(runs)
         write(ablation, results)
@@ -128,9 +129,8 @@ def _ablation(args: argparse.Namespace) -> Ablation:
         others = {"depth": args.depth, "seeds": args.seeds, "recipe": recipe} | {k: v for k, v in given.items() if k not in _FREE}
         for name, value in others.items():
             if value is not None:
-                raise UsageError(
-                    f"argument --{name.replace('_', '-')}: expected nothing beside --paper-setting, which has its own, got {value}"
-                )
+                got = ",".join(map(str, value)) if isinstance(value, tuple) else value
+                raise UsageError(f"argument --{name.replace('_', '-')}: expected none with --paper-setting, which has its own, got {got}")
     given["device"] = _own_device(args.device)
     depths, seeds, rows = args.depth or (), args.seeds or _SEEDS, _chosen(args)
     if args.paper_setting:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import textwrap
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
@@ -15,14 +16,15 @@ from fused_preact.train.curves import FAINT, INK, TEST, TRAIN, dress, ticks
 COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b8a800")
 _DASHES = (0, (4, 1.6))
 _COLUMNS = 4
+_LEGEND_WIDTH = 38
 
 
 def draw(results: Sequence[Result], title: str, path: str | os.PathLike[str]) -> None:
     """Draw medians over the seeds to the PNG file `path`, all of it or nothing.
 
     Up to eight rows share two panels, dashed training loss and solid test error, with the range of the seeds as a band; more get a panel
-    each, with the first row's curves in grey. Epochs that not all seeds reached, of runs that diverged, are left out. Raises
-    MissingExtraError without matplotlib, OSError if the file can't be written.
+    each, with the first row's curves in grey. From where a run diverged, the others are drawn. Raises MissingExtraError without
+    matplotlib, OSError if the file can't be written.
     """
     require("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -43,12 +45,19 @@ def _together(figure: Any, results: Sequence[Result]) -> None:
     for axes, heading, values in ((left, "training loss", _losses), (right, "test error, %", _errors)):
         dress(axes, heading)
         for result, colour in zip(results, COLOURS, strict=False):
-            label = f"{result.row.id}{' (fail)' if result.failed else ''}\n{result.row.case}"
+            label = textwrap.fill(result.row.case, _LEGEND_WIDTH)
+            label = f"{result.row.id}{' (fail)' if result.failed else ''}\n{label}"
             _line(axes, result.curves, values, colour, _DASHES if axes is left else "-", label, band=True)
         _scale(axes)
         axes.set_xlabel("iteration", color=FAINT, fontsize=9)
     figure.legend(
-        *right.get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(0.77, 0.86), frameon=False, fontsize=8.5, labelspacing=0.9
+        *right.get_legend_handles_labels(),
+        loc="upper left",
+        bbox_to_anchor=(0.77, 0.86),
+        frameon=False,
+        fontsize=8.5,
+        labelspacing=0.9,
+        labelcolor="linecolor",
     )
 
 
@@ -57,7 +66,7 @@ def _apart(figure: Any, results: Sequence[Result]) -> None:
     height = 0.6 + 2.5 * rows
     figure.set_size_inches(13, height)
     grid = {"left": 0.045, "right": 0.955, "top": 1 - 0.8 / height, "bottom": 0.45 / height, "wspace": 0.42, "hspace": 0.42}
-    panels = figure.subplots(rows, _COLUMNS, gridspec_kw=grid, squeeze=False).flat
+    panels = list(figure.subplots(rows, _COLUMNS, gridspec_kw=grid, squeeze=False).flat)
     for axes, result in zip(panels, results, strict=False):
         dress(axes, f"{result.row.id}{' (fail)' if result.failed else ''}")
         axes.title.set_fontsize(8.5)
@@ -70,7 +79,7 @@ def _apart(figure: Any, results: Sequence[Result]) -> None:
         for side, colour in ((axes, TRAIN), (error, TEST)):
             _scale(side)
             side.tick_params(axis="y", colors=colour, labelsize=8)
-    for axes in list(panels)[len(results) :]:
+    for axes in panels[len(results) :]:
         axes.set_visible(False)
     for x, name, colour in (
         (0.7, "- -  training loss", TRAIN),
@@ -89,9 +98,11 @@ def _errors(curve: Curve) -> list[float]:
 
 
 def _line(axes: Any, curves: Sequence[Curve], values: Any, colour: str, style: Any, label: str, band: bool = False) -> None:
-    steps = min((curve.steps for curve in curves), key=len)
-    points = list(zip(*(values(curve) for curve in curves), strict=False))
-    axes.plot(steps, list(map(median, points)), color=colour, linestyle=style, linewidth=1.5, label=label)
+    steps = max((curve.steps for curve in curves), key=len)
+    points = [[values(curve)[i] for curve in curves if len(curve.steps) > i] for i in range(len(steps))]
+    # A line of one point has no length.
+    marker = {"marker": "o", "markersize": 4} if len(points) == 1 else {}
+    axes.plot(steps, list(map(median, points)), color=colour, linestyle=style, linewidth=1.5, label=label, **marker)
     if band and len(curves) > 1:
         axes.fill_between(steps, list(map(min, points)), list(map(max, points)), color=colour, alpha=0.13, linewidth=0)
 
