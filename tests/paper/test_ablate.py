@@ -58,8 +58,8 @@ def test_the_report_has_the_numbers_of_the_runs(whole, tmp_path):
     rows = report(whole)["rows"]
     assert [row["row"] for row in rows] == list(NAMES)
     for row in rows:
-        lasts = [fit(replace(run.config, out=tmp_path / run.row.id / str(run.seed))).history.epochs[-1] for run in whole.runs()]
-        own = [last for run, last in zip(whole.runs(), lasts, strict=True) if run.row.id == row["row"]]
+        runs = [run for run in whole.runs() if run.row.id == row["row"]]
+        own = [fit(replace(run.config, out=tmp_path / run.row.id / str(run.seed))).history.epochs[-1] for run in runs]
         for name, values in (
             ("train_loss", [last.train_loss for last in own]),
             ("test_error", [100 * (1 - last.test_accuracy) for last in own]),
