@@ -67,7 +67,7 @@ def _how(group: argparse._ArgumentGroup) -> None:
     add("--epochs", integer(1), "the length in times through the training images instead", "N")
     add("--batch-size", integer(2, 1_000_000), "images a step", "N")
     add("--lr", number(above=True), "the learning rate, or the peak of its cycle", "LR")
-    add("--warmup-iterations", integer(0), "first steps, of a tenth of the learning rate", "N")
+    add("--warmup-iterations", integer(0), "first steps, at a learning rate of 0.01", "N")
     add("--weight-decay", number(), "L2 penalty", "WD")
     add("--dtype", named("dtype", DTYPES), f"one of {', '.join(DTYPES)}; 16 bits mean autocast with float32 weights", "DTYPE")
 
@@ -85,7 +85,8 @@ def _where(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int | None:
     """Train what is left, and report; 130 or 143 if a signal ended it. A loss that diverges is a result, not a failure."""
-    rank, world = int(os.environ.get("RANK", "0")), launched()
+    world = launched()
+    rank = int(os.environ["RANK"]) if world > 1 else 0
     try:
         ablation = _ablation(args)
         runs = ablation.runs()

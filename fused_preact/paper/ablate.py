@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from fused_preact import data
 from fused_preact._extras import require
@@ -79,7 +79,7 @@ class Ablation:
         depths: Sequence[int] = (),
         small: bool = False,
         **given: Any,
-    ) -> "Ablation":
+    ) -> Self:
         """An ablation with `recipe`, and fields of `TrainConfig` in `given` in place of the recipe's; without `data` each row has its own.
 
         Milestones and warm-up keep their place in the length. Raises ValueError for an unknown recipe.

@@ -86,7 +86,7 @@ def headline(ablation: Ablation, results: Sequence[Result]) -> str:
     """One line that says whether this is the paper's setting, and of what kind it is otherwise."""
     config, seeds = results[0].config, len(ablation.seeds)
     networks, sets = (sorted({getattr(result.config, name) for result in results}) for name in ("model", "data"))
-    length = f"{config.iterations} iterations" if config.epochs is None else f"{config.epochs} epochs"
+    length = _number(config.iterations, "iteration") if config.epochs is None else _number(config.epochs, "epoch")
     what = f"{' and '.join(networks)} on {' and '.join(sets)}, {length} of batches of {config.batch_size}, {_number(seeds, 'seed')}"
     if ablation.small:
         return f"A small version for two CPU cores, not a reproduction of the paper's tables: {what}."
@@ -182,8 +182,8 @@ def _spread(values: Sequence[float], form: str) -> str:
 def _legend(ablation: Ablation) -> str:
     several = "medians over the seeds, with the lowest and the highest in brackets, " if len(ablation.seeds) > 1 else ""
     return (
-        f"Here: {several}after the last iteration; the training loss is the mean over the last epoch. "
-        f"fail: a test error above {FAIL:.0f} %, in the paper's words, or a loss that diverged. "
+        f"Here: {several}after the last iteration; the training loss is the mean over the last epoch.\n"
+        f"fail: a test error above {FAIL:.0f} %, in the paper's words, or a loss that diverged.\n"
         "The paper's numbers are medians of five runs of its own setting (CIFAR, depth of the row's name, 64k iterations)."
     )
 
