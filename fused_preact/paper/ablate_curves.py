@@ -1,22 +1,24 @@
 """An ablation as a picture, like the paper's figures 3 and 6: training loss and test error over iterations."""
 
-import math
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from typing import Any
 
 from fused_preact._extras import require
 from fused_preact._files import write_atomically
-from fused_preact.paper.ablate_report import FAIL, Curve, Result
+from fused_preact.paper.ablate_report import Curve, Result
 from fused_preact.train.curves import FAINT, INK, TEST, TRAIN, dress, ticks
+
+Values = Callable[[Curve], list[float]]
 
 # Okabe and Ito's, which the colour-blind tell apart; their yellow, too light for a line, is darker.
 COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b8a800")
 _DASHES = (0, (4, 1.6))
 _COLUMNS = 4
 _LEGEND_WIDTH = 38
+_DECADE = 10.0
 
 
 def draw(results: Sequence[Result], title: str, path: str | os.PathLike[str]) -> None:
@@ -48,7 +50,7 @@ def _together(figure: Any, results: Sequence[Result]) -> None:
             label = textwrap.fill(result.row.case, _LEGEND_WIDTH)
             label = f"{result.row.id}{' (fail)' if result.failed else ''}\n{label}"
             _line(axes, result.curves, values, colour, _DASHES if axes is left else "-", label, band=True)
-        _scale(axes)
+        _scale(axes, (curve for result in results for curve in result.curves), values)
         axes.set_xlabel("iteration", color=FAINT, fontsize=9)
     figure.legend(
         *right.get_legend_handles_labels(),
@@ -76,8 +78,8 @@ def _apart(figure: Any, results: Sequence[Result]) -> None:
         for shown, colours in ((results[0], ("#b5bdc6", "#b5bdc6")), (result, (TRAIN, TEST))):
             _line(axes, shown.curves, _losses, colours[0], _DASHES, "")
             _line(error, shown.curves, _errors, colours[1], "-", "")
-        for side, colour in ((axes, TRAIN), (error, TEST)):
-            _scale(side)
+        for side, values, colour in ((axes, _losses, TRAIN), (error, _errors, TEST)):
+            _scale(side, (*results[0].curves, *result.curves), values)
             side.tick_params(axis="y", colors=colour, labelsize=8)
     for axes in panels[len(results) :]:
         axes.set_visible(False)
@@ -97,21 +99,21 @@ def _errors(curve: Curve) -> list[float]:
     return curve.test_error
 
 
-def _line(axes: Any, curves: Sequence[Curve], values: Any, colour: str, style: Any, label: str, band: bool = False) -> None:
+def _line(axes: Any, curves: Sequence[Curve], values: Values, colour: str, style: Any, label: str, band: bool = False) -> None:
     steps = max((curve.steps for curve in curves), key=len)
     points = [[values(curve)[i] for curve in curves if len(curve.steps) > i] for i in range(len(steps))]
     # A line of one point has no length.
     marker = {"marker": "o", "markersize": 4} if len(points) == 1 else {}
     axes.plot(steps, list(map(median, points)), color=colour, linestyle=style, linewidth=1.5, label=label, **marker)
     if band and len(curves) > 1:
-        axes.fill_between(steps, list(map(min, points)), list(map(max, points)), color=colour, alpha=0.13, linewidth=0)
+        axes.fill_between(steps, list(map(min, points)), list(map(max, points)), color=colour, alpha=0.1, linewidth=0)
 
 
-def _scale(axes: Any) -> None:
-    """Logarithmic where everything is above zero and falls far."""
-    drawn = [value for line in axes.get_lines() for value in line.get_ydata() if math.isfinite(value)]
-    logarithmic = bool(drawn) and min(drawn) > 0 and max(drawn) > FAIL / 2 * min(drawn)
+def _scale(axes: Any, curves: Iterable[Curve], values: Values) -> None:
+    """All of the values, on a logarithmic axis where they fall far; what is 0 then lies below it."""
+    found = [value for curve in curves for value in values(curve) if value > 0]
+    logarithmic = bool(found) and max(found) > _DECADE * min(found)
     ticks(axes, logarithmic)
     if logarithmic:
-        axes.set_ylim(min(drawn) / 1.3, max(drawn) * 1.3)
+        axes.set_ylim(min(found) / 1.3, max(found) * 1.3)
     axes.set_xlim(left=0)

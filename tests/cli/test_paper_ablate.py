@@ -47,7 +47,7 @@ def test_the_small_version_says_so_first(tmp_path, capsys):
         main(["paper", "ablate", "--small", "--data", "synthetic", "--iterations", "1", "--seeds", "1", "--threads", "1", "--out", "a"])
         == 0
     )
-    first = "A small version for two CPU cores, not a reproduction of the paper's tables: resnet20 on synthetic, 1 iterations"
+    first = "A small version for two CPU cores, not a reproduction of the paper's tables: resnet20 on synthetic, 1 iteration of"
     assert capsys.readouterr().out.startswith(first)
     assert (tmp_path / "a/report.md").read_text().startswith(first)
     assert json.loads((tmp_path / "a/report.json").read_text())["headline"].startswith(first)
