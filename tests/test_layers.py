@@ -15,7 +15,8 @@ PROJECT = ROOT.parent
 # From the top; a module may import its own layer and those below.
 LAYERS = (
     ("cli", "__main__"),
-    ("train", "bench", "paper", "tune"),
+    ("paper",),
+    ("train", "bench", "tune"),
     ("models", "convert", "data"),
     ("modules",),
     ("functional",),

@@ -36,6 +36,16 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
+def adder(group: argparse._ArgumentGroup) -> Callable[..., None]:
+    """A function that adds an option whose value is left out unless given: only then it stands against a recipe or what a folder says."""
+
+    def add(option: str, parse: Callable[[str], object] | None, meaning: str, metavar: str | None = None, **more: Any) -> None:
+        kind = {"action": "store_true"} if parse is None else {"type": parse, "metavar": metavar}
+        group.add_argument(option, default=argparse.SUPPRESS, help=meaning, **kind, **more)
+
+    return add
+
+
 def named(kind: str, names: Sequence[str]) -> Callable[[str], str]:
     """A value that must be one of `names`; the error tells the nearest."""
 

@@ -1,23 +1,23 @@
-"""`fused-preact paper`: what the paper says of its networks, run here."""
+"""`fused-preact paper`: the paper's experiments, a subcommand each."""
 
 import argparse
 
-from fused_preact.cli import paper_propagate
+from fused_preact.cli import paper_ablate, paper_propagate
 
-HELP = "the paper's claims, measured: propagate"
+HELP = "the paper's tables trained, its equations measured: ablate, propagate"
 
-SUBCOMMANDS = {"propagate": paper_propagate}
+COMMANDS = {"ablate": paper_ablate, "propagate": paper_propagate}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """A subcommand for each module, with its own options."""
-    commands = parser.add_subparsers(dest="subcommand", required=True, metavar="{" + ",".join(SUBCOMMANDS) + "}")
-    for name, module in SUBCOMMANDS.items():
+    """The subcommands, and the options of each."""
+    commands = parser.add_subparsers(dest="experiment", required=True, metavar="{" + ",".join(COMMANDS) + "}")
+    for name, module in COMMANDS.items():
         sub = commands.add_parser(name, help=module.HELP, description=module.HELP)
         module.add_arguments(sub)
-        sub.set_defaults(run_subcommand=module.run)
+        sub.set_defaults(experiment_run=module.run)
 
 
 def run(args: argparse.Namespace) -> int | None:
-    """Run the subcommand; its exit code."""
-    return args.run_subcommand(args)
+    """Run the chosen one; its exit code."""
+    return args.experiment_run(args)

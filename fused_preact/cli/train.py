@@ -5,7 +5,6 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from fused_preact.cli.arguments import (
     DTYPES,
     Collect,
     UsageError,
+    adder,
     assignment,
     check_dtype,
     check_model,
@@ -56,17 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _files(parser.add_argument_group("files"))
 
 
-def _adder(group: argparse._ArgumentGroup) -> Callable[..., None]:
-    def add(option: str, parse: Callable[[str], object] | None, meaning: str, metavar: str | None = None, **more: Any) -> None:
-        # Left out of the result unless given: only then it stands against a recipe and against what a folder says.
-        kind = {"action": "store_true"} if parse is None else {"type": parse, "metavar": metavar}
-        group.add_argument(option, default=argparse.SUPPRESS, help=meaning, **kind, **more)
-
-    return add
-
-
 def _what(group: argparse._ArgumentGroup) -> None:
-    add, default = _adder(group), TrainConfig(out=Path())
+    add, default = adder(group), TrainConfig(out=Path())
     add("--model", named("model", list_models()), f"one of {', '.join(list_models())} (default: {default.model})", "NAME")
     options = "an option of it, for the resnet networks; shortcut=dropout, say, or activation=full_preact; may be given several times"
     add("--model-option", assignment, options, "NAME=VALUE", action=Collect, dest="model_options")
@@ -80,7 +71,7 @@ def _what(group: argparse._ArgumentGroup) -> None:
 
 
 def _how(group: argparse._ArgumentGroup) -> None:
-    add = _adder(group)
+    add = adder(group)
     add("--recipe", named("recipe", list(RECIPES)), f"one of {', '.join(RECIPES)} (default: one-cycle)", "NAME")
     add("--print-recipe", None, "say what the run would be, and stop")
     add("--epochs", integer(1), "times through the training images", "N")
@@ -99,7 +90,7 @@ def _how(group: argparse._ArgumentGroup) -> None:
 
 
 def _where(group: argparse._ArgumentGroup) -> None:
-    add, default = _adder(group), TrainConfig(out=Path())
+    add, default = adder(group), TrainConfig(out=Path())
     group.add_argument("--device", type=device, default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N (default: auto)")
     add("--dtype", named("dtype", DTYPES), f"one of {', '.join(DTYPES)}; 16 bits mean autocast with float32 weights", "DTYPE")
     add("--memory", named("memory mode", MEMORIES), f"what forward keeps for backward: one of {', '.join(MEMORIES)}", "MODE")
@@ -111,7 +102,7 @@ def _where(group: argparse._ArgumentGroup) -> None:
 
 
 def _files(group: argparse._ArgumentGroup) -> None:
-    add, default = _adder(group), TrainConfig(out=Path())
+    add, default = adder(group), TrainConfig(out=Path())
     group.add_argument("--out", type=Path, metavar="DIR", help="a new folder for the files (default: runs/MODEL-DATA-TIME)")
     group.add_argument("--resume", action="store_true", help="go on with the run in --out, from its last checkpoint")
     group.add_argument("--accept-changes", action="store_true", help="go on even if options differ from those that the run began with")

@@ -1,1 +1,1 @@
-"""What the paper claims, measured on its networks."""
+"""The paper's experiments, run: its tables (`ablate`) and its equations (`propagate`)."""

@@ -38,7 +38,7 @@ def draw(history: History, title: str, path: str | os.PathLike[str]) -> None:
     steps_per_x = epochs[-1].step / epochs[-1].epoch if epochs else 1
     steps_x, epochs_x = [record.step / steps_per_x for record in steps], [record.epoch for record in epochs]
     for axes, heading in ((error, "error, %"), (loss, "cross-entropy"), (rate, "learning rate")):
-        _dress(axes, heading)
+        dress(axes, heading)
 
     test_error = [_percent(record.test_accuracy) for record in epochs]
     _line(error, epochs_x, [_percent(record.train_accuracy) for record in epochs], TRAIN, "train")
@@ -62,7 +62,7 @@ def draw(history: History, title: str, path: str | os.PathLike[str]) -> None:
 
     rate.plot(steps_x or epochs_x, [record.lr for record in steps or epochs], color=INK, linewidth=1.2)
     drops = _drops(steps)
-    _ticks(rate, logarithmic=bool(drops), subs=(1,))
+    ticks(rate, logarithmic=bool(drops), subs=(1,))
     for axes in (error, loss, rate):
         for i in drops:
             axes.axvline(steps_x[i], color=FAINT, linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
@@ -84,7 +84,8 @@ def _drops(steps: Sequence[StepRecord]) -> list[int]:
     return [i for i, (a, b, c) in enumerate(triples, 2) if math.isclose(a.lr, b.lr) and c.lr < b.lr / 2]
 
 
-def _dress(axes: Any, heading: str) -> None:
+def dress(axes: Any, heading: str) -> None:
+    """Heading, grid and spines as all pictures of training have them."""
     axes.set_title(heading, loc="left", color=INK, fontsize=10)
     axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
@@ -123,14 +124,15 @@ def _background(axes: Any, x: Sequence[float], y: Sequence[float]) -> None:
         axes.set_ylim(0, 1)
         return
     logarithmic = max(values or everything) > _DECADE * lowest
-    _ticks(axes, logarithmic)
+    ticks(axes, logarithmic)
     if logarithmic:
         axes.set_ylim(lowest / 1.3, max(everything) * 1.3)
     else:
         axes.set_ylim(0, max(everything) * 1.05)
 
 
-def _ticks(axes: Any, logarithmic: bool, subs: tuple[int, ...] = (1, 2, 5)) -> None:
+def ticks(axes: Any, logarithmic: bool, subs: tuple[int, ...] = (1, 2, 5)) -> None:
+    """Plain numbers at `subs` of every decade on a logarithmic axis of y; a linear one begins at 0."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     if not logarithmic:
