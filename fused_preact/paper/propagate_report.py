@@ -163,7 +163,8 @@ def _network_table(found: dict[str, Any], all_units: bool) -> Iterator[str]:
     yield from _aligned([*_HEADER, *rows])
     for run in found["runs"]:
         scaled = "" if run["equation7"] in (None, run["equation4"]) else f", with lambdas, equation (7), by {run['equation7']:.1e}"
-        yield f"units {run['first']} to {run['end'] - 1}: x_L = x_l + sum F, equation (4), is off by {run['equation4']:.1e} of |x_L|{scaled}"
+        numbers = f"units {run['first']} to {run['end'] - 1}"
+        yield f"{numbers}: x_L = x_l + sum F, equation (4), is off by {run['equation4']:.1e} of |x_L|{scaled}"
     small = found["small"]
     yield f"residual weights times {small['factor']:g}: {_small_words(small)}"
 
