@@ -7,6 +7,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -23,6 +24,8 @@ from fused_preact.data.decode import Drawn, Numbered, Pixels, Reader, Viewed
 from fused_preact.data.source import Batch, DataError, Shard, Source, View, batches_per_epoch, order
 
 Made = TypeVar("Made")
+# Signals that a terminal or a scheduler sends to all processes of a run at once.
+_FOR_ALL = (signal.SIGINT, signal.SIGTERM)
 _SECONDS_AFTER_SIGTERM = 60
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Of ImageNet's training images, for values of 0 .. 255.
@@ -196,6 +199,7 @@ def _outlive_signals() -> None:
     if hasattr(signal, "alarm"):
         # Not for ever: multiprocessing ends workers by this signal too.
         signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_SECONDS_AFTER_SIGTERM))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_ALL)
 
 
 def _context() -> BaseContext:
@@ -208,6 +212,14 @@ def _context() -> BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([decode.__name__, "PIL.JpegImagePlugin"])
+    # The server inherits that these wait, and from it every worker, until it is ready for them: else they end one that is just beginning.
+    # The tracker first, because its start lets them through.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_ALL)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 

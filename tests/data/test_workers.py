@@ -24,6 +24,19 @@ if __name__ == "__main__":
             if epoch == 0:
                 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 """
+# Hears of signals and goes on to its end.
+SOME = """
+import signal, sys
+from fused_preact.data.folder import folder
+if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: None)
+    print("ready", flush=True)
+    source, images = folder(sys.argv[1], crop_size=8, workers=2), 0
+    for epoch in range(4):
+        images += sum(len(batch.labels) for batch in source.train_batches(4, seed=0, epoch=epoch))
+    print(images, "images", flush=True)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +54,23 @@ def running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="sends signals to a group of processes")
+def test_signals_to_all_processes_leave_the_workers_to_the_run(root, tmp_path):
+    """Whenever they come: while the server starts, while workers start, while they decode."""
+    script = tmp_path / "some.py"
+    script.write_text(SOME)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, script, root]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        while process.poll() is None:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.killpg(process.pid, number)
+            time.sleep(0.02)
+        # Not how it ended: Python takes its handlers away before it has.
+        assert process.stdout.read() == "160 images\n"
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
