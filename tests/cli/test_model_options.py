@@ -14,7 +14,7 @@ OPTIONS = {"shortcut": "exclusive_gating", "gate_bias": -6, "activation": "full_
 
 
 @pytest.fixture(autouse=True)
-def empty_folder(monkeypatch, tmp_path):
+def empty_folder(monkeypatch, tmp_path, no_drawing):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(data.DATASETS, "synthetic", partial(data.synthetic, train=64, test=20))
 

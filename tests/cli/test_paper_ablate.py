@@ -18,7 +18,7 @@ REPORT = {"ablation.json", "report.json", "report.md", "curves.png"}
 
 
 @pytest.fixture(autouse=True)
-def empty_folder(monkeypatch, tmp_path):
+def empty_folder(monkeypatch, tmp_path, no_drawing):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(data.DATASETS, "synthetic", partial(data.synthetic, train=64, test=20))
 

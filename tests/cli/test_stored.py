@@ -16,7 +16,7 @@ SMALL = ["train", "--model", "preact_resnet20", "--data", "synthetic", "--epochs
 
 
 @pytest.fixture(autouse=True)
-def empty_folder(monkeypatch, tmp_path):
+def empty_folder(monkeypatch, tmp_path, no_drawing):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(data.DATASETS, "synthetic", partial(data.synthetic, train=64, test=20))
 

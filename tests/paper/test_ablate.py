@@ -18,7 +18,7 @@ NAMES = ("1-original", "1-scale-shortcut")
 
 
 @pytest.fixture(autouse=True)
-def small_data(monkeypatch):
+def small_data(monkeypatch, no_drawing):
     monkeypatch.setitem(data.DATASETS, "synthetic", partial(data.synthetic, train=64, test=20))
 
 

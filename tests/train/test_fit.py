@@ -31,13 +31,24 @@ FILES = {CONFIG, CSV, JSONL, EVENTS, CHECKPOINT, MODEL, CURVES, ".lock"}
 
 
 @pytest.fixture(autouse=True)
-def small_data(monkeypatch):
+def small_data(monkeypatch, no_drawing):
     monkeypatch.setitem(data.DATASETS, "synthetic", partial(data.synthetic, train=130, test=40))
 
 
 @pytest.fixture
 def config(tmp_path):
     return TrainConfig(out=tmp_path / "run", model="preact_resnet20", data="synthetic", epochs=1, batch_size=32, log_every=3)
+
+
+_WHOLE = []
+
+
+@pytest.fixture
+def whole(config, tmp_path_factory):
+    """A run of two epochs that nothing disturbs, done once."""
+    if not _WHOLE:
+        _WHOLE.append(fit(replace(config, epochs=2, out=tmp_path_factory.mktemp("whole") / "run")))
+    return _WHOLE[0]
 
 
 def names(folder):
@@ -158,9 +169,8 @@ def killed():
 
 @pytest.mark.parametrize("every", [None, 1, 3], ids=["after epochs", "every step", "every third step"])
 @pytest.mark.parametrize("step", [1, 4, 5, 7], ids=lambda step: f"killed at {step}")
-def test_a_killed_run_goes_on_and_ends_the_same(config, tmp_path, monkeypatch, every, step):
+def test_a_killed_run_goes_on_and_ends_the_same(config, whole, monkeypatch, every, step):
     config = replace(config, epochs=2, checkpoint_every=every)
-    whole = fit(replace(config, out=tmp_path / "whole"))
     with monkeypatch.context() as patch:
         stop_at(patch, step, killed)
         with pytest.raises(Stopped):
@@ -189,9 +199,8 @@ def lines(out):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", [2, 4], ids=["in an epoch", "at its end"])
-def test_a_signal_saves_and_the_run_goes_on(config, tmp_path, monkeypatch, number, step):
+def test_a_signal_saves_and_the_run_goes_on(config, whole, monkeypatch, number, step):
     config = replace(config, epochs=2)
-    whole = fit(replace(config, out=tmp_path / "whole"))
     with monkeypatch.context() as patch:
         stop_at(patch, step, lambda: os.kill(os.getpid(), number))
         result = fit(config)

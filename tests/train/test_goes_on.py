@@ -18,7 +18,7 @@ from fused_preact.train.writer import CHECKPOINT, MODEL
 
 
 @pytest.fixture(autouse=True)
-def small_data(monkeypatch):
+def small_data(monkeypatch, no_drawing):
     monkeypatch.setitem(data.DATASETS, "synthetic", partial(data.synthetic, train=130, test=40))
 
 
