@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from fused_preact._files import write_json
 from fused_preact.bench.machine import machine, summary
-from fused_preact.bench.report import write_json
 from fused_preact.bench.timing import interleaved
 from fused_preact.data.source import Batch
 from fused_preact.models import create_model, list_models
@@ -83,7 +83,7 @@ def main() -> None:
         print(f"{name:10} {time['median']:8.1f} ms  ({time['q1']:.1f} .. {time['q3']:.1f})")
     print(f"share of an epoch of {result['config']['steps_per_epoch']} steps: {result['share_of_epoch']:.3%}, aim {AIM:.0%}")
     if args.json:
-        write_json(result, args.json)
+        write_json(args.json, result)
 
 
 if __name__ == "__main__":

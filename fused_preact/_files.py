@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import json
 import os
 import re
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 _TEMPORARY = re.compile(r"\..+-[0-9a-f]{8}(\.[^.]+)?")
 
@@ -48,6 +50,12 @@ def naming(path: Path, instead_of: Path | None = None) -> Iterator[None]:
         if error.errno is None or not unnamed:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_json(path: str | os.PathLike[str], fields: Any) -> None:
+    """Write `fields` to `path` as strict JSON, all of it or nothing; raises ValueError for a number that is not finite."""
+    text = json.dumps(fields, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,11 +1,8 @@
 """A comparison as JSON, and as a table."""
 
-import json
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from fused_preact._files import write_atomically
 from fused_preact.bench.machine import summary
 from fused_preact.bench.timing import Quartiles
 
@@ -73,12 +70,6 @@ def title(config: dict[str, Any]) -> str:
     what = f"{config['model']}: training step of {config['batch_size']} images of {side}x{side}, {config['dtype']}, {config['device']}"
     backend = f", backend {config['backend']}" if config["backend"] else ""
     return f"{what}, memory {config['memory']}{backend}; median of {config['rounds']} interleaved rounds"
-
-
-def write_json(report: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write the report to `path`, all of it or nothing."""
-    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _context(report: dict[str, Any]) -> Iterator[str]:

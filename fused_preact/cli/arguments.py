@@ -138,6 +138,13 @@ def check_dtype(args: _Numbers) -> None:
         raise UsageError("argument --dtype: expected float32 or bfloat16 on the cpu, got 'float16', which needs a GPU")
 
 
+def add_model_option(group: argparse._ActionsContainer, meaning: str) -> None:
+    """The option --model-option, whose pairs become `model_options`."""
+    group.add_argument(
+        "--model-option", type=assignment, action=Collect, dest="model_options", default={}, metavar="NAME=VALUE", help=meaning
+    )
+
+
 def check_model(name: str, memory: str, options: Mapping[str, Any]) -> None:
     """Refuse what `create_model` refuses, and options of it that the command or the data decide."""
     if decided := {"num_classes", "in_channels", "memory"} & set(options):

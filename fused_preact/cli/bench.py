@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fused_preact._files import write_json
 from fused_preact._text import unknown
 from fused_preact.backends import NAMES, BackendRefusal, use_backend
 from fused_preact.bench import data
@@ -17,7 +18,7 @@ from fused_preact.bench.agree import Disagreement
 from fused_preact.bench.compare import compare
 from fused_preact.bench.networks import NoNetwork, factory, fused, image_size, is_own, num_classes
 from fused_preact.bench.plot import require_matplotlib, write_plot
-from fused_preact.bench.report import table, write_json
+from fused_preact.bench.report import table
 from fused_preact.bench.variants import BASELINES, CompileError, Config, why_no_compile
 from fused_preact.cli.arguments import DTYPES, UsageError, check_dtype, device, integer, named
 from fused_preact.functional.preact_unit import MEMORIES
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int | None:
     print(data.table(report) if args.data else table(report))
     try:
         if args.json:
-            write_json(report, args.json)
+            write_json(args.json, report)
         if args.plot:
             write_plot(report, args.plot)
     except OSError as error:

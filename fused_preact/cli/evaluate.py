@@ -12,9 +12,8 @@ from fused_preact import data
 from fused_preact._extras import MissingExtraError
 from fused_preact.cli.arguments import (
     DTYPES,
-    Collect,
     UsageError,
-    assignment,
+    add_model_option,
     check_dtype,
     check_model,
     check_weights,
@@ -29,6 +28,7 @@ from fused_preact.data.source import DataError, Source, View
 from fused_preact.models import create_model, list_models
 from fused_preact.train.config import TrainConfig
 from fused_preact.train.evaluate import evaluate
+from fused_preact.train.summary import TOP5_CLASSES
 from fused_preact.train.writer import CHECKPOINT, MODEL, strict
 
 HELP = "loss and errors of a run, or of a file of weights, on its test images"
@@ -39,15 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("weights", type=Path, metavar="PATH", help="a folder of `fused-preact train`, or a file that models.load_weights reads")
     add("--model", type=named("model", list_models()), metavar="NAME", help="the network (default: the run's)")
-    add(
-        "--model-option",
-        type=assignment,
-        action=Collect,
-        dest="model_options",
-        default={},
-        metavar="NAME=VALUE",
-        help="an option of it, for the resnet networks; may be given several times (default: the run's)",
-    )
+    add_model_option(parser, "an option of it, for the resnet networks; may be given several times (default: the run's)")
     add("--data", type=named("data set", list(data.DATASETS)), metavar="NAME", help="the data set (default: the run's)")
     add("--data-dir", type=Path, metavar="DIR", help="where it is (default: the run's)")
     add("--crop", type=integer(8, 4096), metavar="N", help="crop NxN of --data folder, as 224 or 320 (default: 224)")
@@ -146,5 +138,5 @@ def _source(args: argparse.Namespace, stored: dict[str, Any]) -> Source:
 
 
 def _sentence(found: dict[str, Any], classes: int) -> str:
-    top5 = f", top-5 error {found['top5_error']:.2%}" if classes > 10 else ""
+    top5 = f", top-5 error {found['top5_error']:.2%}" if classes > TOP5_CLASSES else ""
     return f"{found['model']}: top-1 error {found['top1_error']:.2%}{top5}, loss {found['loss']:.4f} on {found['images']} test images"

@@ -10,9 +10,8 @@ import torch
 
 from fused_preact._extras import MissingExtraError, require
 from fused_preact.cli.arguments import (
-    Collect,
     UsageError,
-    assignment,
+    add_model_option,
     check_model,
     check_weights,
     device,
@@ -47,19 +46,12 @@ _MODEL, _ORDER = "resnet110", "full_preact"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The network, what goes through it, and where the findings go."""
-    add = parser.add_argument_group("the network").add_argument
+    group = parser.add_argument_group("the network")
+    add = group.add_argument
     add("--model", type=_model, metavar="NAME", help=f"one of {', '.join(_MODELS)} (default: {_MODEL})")
     add("--shortcut", type=named("shortcut", list(JOINS)), metavar="NAME", help=f"one of {', '.join(JOINS)} (default: identity)")
     add("--activation", type=named("activation", list(ORDERS)), metavar="NAME", help=f"one of {', '.join(ORDERS)} (default: {_ORDER})")
-    add(
-        "--model-option",
-        type=assignment,
-        action=Collect,
-        dest="model_options",
-        default={},
-        metavar="NAME=VALUE",
-        help="another option of it, gate_bias=-6, say; may be given several times",
-    )
+    add_model_option(group, "another option of it, gate_bias=-6, say; may be given several times")
     add("--weights", type=Path, metavar="FILE", help="weights that models.load_weights reads (default: the initialisation)")
     add = parser.add_argument_group("what goes through it").add_argument
     default = Setting()

@@ -148,6 +148,11 @@ def _train(args: argparse.Namespace, world: World) -> int | None:
         if world.first:
             print(f"fused-preact: {error}", file=sys.stderr)
         return 1
+    except DataError as error:
+        # Of files that only this process reads; what all of them read, the first one explains.
+        if not world.first:
+            print(f"fused-preact: process {world.shard.rank}: {of_data_dir(error)}", file=sys.stderr)
+        raise
     except OSError as error:
         kept = config.out / CHECKPOINT
         print(f"fused-preact: {error}" + (f"; the last good checkpoint is {kept}" if kept.exists() else ""), file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 
 from fused_preact import data
 from fused_preact._extras import require
-from fused_preact._files import write_atomically
+from fused_preact._files import write_json
 from fused_preact.models import architecture, list_models
 from fused_preact.models.paper_rows import Row
 from fused_preact.train.config import TrainConfig, differences
@@ -203,12 +203,6 @@ def wait(runs: Sequence[Run]) -> None:
     """Until all runs are done, by this process or others."""
     while not all(run.done for run in runs):
         time.sleep(_WAIT_SECONDS)
-
-
-def write_json(path: Path, fields: Any) -> None:
-    """`fields` as the file `path`, all of it or nothing."""
-    text = json.dumps(fields, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _shape(ablation: Ablation) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fused_preact._files import remove_temporaries, write_atomically
+from fused_preact._files import remove_temporaries, write_atomically, write_json
 from fused_preact.models.paper_rows import Row
-from fused_preact.paper.ablate import OUTCOME, Ablation, Run, write_json
+from fused_preact.paper.ablate import OUTCOME, Ablation, Run
 from fused_preact.train.config import TrainConfig
 from fused_preact.train.recipes import describe
 from fused_preact.train.writer import JSONL

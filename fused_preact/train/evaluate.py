@@ -1,5 +1,6 @@
 """Evaluation with running statistics."""
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -23,15 +24,16 @@ class Scores(NamedTuple):
 def evaluate(model: nn.Module, batches: Iterable[Batch], config: TrainConfig, world: World | None = None) -> Scores:
     """Scores over the batches of all processes; several views of an image average their probabilities. Leaves the model in eval mode."""
     model.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=config.device)
+    sums, images = torch.zeros(3, dtype=torch.float64, device=config.device), 0
     with torch.no_grad():
-        for images, labels in batches:
+        for pixels, labels in batches:
             with autocast(config):
-                logits = model(images)
+                logits = model(pixels)
             views = logits.float().view(len(labels), -1, logits.shape[1])
-            log_probabilities = torch.logsumexp(views.log_softmax(2), 1) - torch.tensor(float(views.shape[1])).log()
+            log_probabilities = torch.logsumexp(views.log_softmax(2), 1) - math.log(views.shape[1])
             best = log_probabilities.topk(min(5, logits.shape[1]), 1).indices == labels[:, None]
             loss = -log_probabilities.gather(1, labels[:, None]).sum(dtype=torch.float64)
-            sums += torch.stack([loss, best[:, 0].sum(), best.sum(), torch.tensor(len(labels), device=loss.device)]).double()
-    loss, first, five, images = (world or World()).total(sums).tolist()
+            sums += torch.stack([loss, best[:, 0].sum(), best.sum()])
+            images += len(labels)
+    loss, first, five, images = (world or World()).total(torch.cat([sums, sums.new_tensor([images])])).tolist()
     return Scores(loss / images, first / images, five / images)

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
+from fused_preact._files import write_json
 from fused_preact.bench.machine import machine
 from fused_preact.bench.plot import write_plot
-from fused_preact.bench.report import Measurement, report, table, write_json
+from fused_preact.bench.report import Measurement, report, table
 from fused_preact.bench.timing import Quartiles
 
 CONFIG = {
@@ -41,7 +42,7 @@ not_probed = pytest.mark.parametrize("example", ["not probed"], indirect=True)
 
 
 def test_json_has_the_documented_form(example, tmp_path):
-    write_json(example, tmp_path / "report.json")
+    write_json(tmp_path / "report.json", example)
     read = json.loads((tmp_path / "report.json").read_text())
     assert read == example
     assert set(read) == {"machine", "config", "step_flops", "fma_peak_gflop_per_s", "shares", "variants", "ratios"}
@@ -114,7 +115,7 @@ def test_a_report_that_is_no_json_leaves_the_old_file(example, tmp_path):
     path.write_text("old")
     example["ratios"]["step"]["eager"] = float("nan")
     with pytest.raises(ValueError, match="JSON"):
-        write_json(example, path)
+        write_json(path, example)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -1,5 +1,6 @@
 """Runs of several gloo processes under torchrun, and of processes that get signals."""
 
+import argparse
 import json
 import os
 import shutil
@@ -12,7 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fused_preact.cli import main
+from fused_preact.cli import main, train
+from fused_preact.cli.arguments import UsageError
+from fused_preact.data.source import DataError, Shard
+from fused_preact.train.config import TrainConfig
+from fused_preact.train.world import World
 from fused_preact.train.writer import CHECKPOINT, CONFIG, CSV, JSONL, MODEL
 from tests.data import cifar_files
 from tests.data.pictures import ramp, save
@@ -134,28 +139,26 @@ def test_usage_is_explained_by_one_process(monkeypatch, capsys, place):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--batch-size", "21"], "argument --batch-size: expected a multiple of the 2 processes, got 21"),
-        (["--device", "cpu"], None),
-    ],
-    ids=["odd", "fits"],
-)
-def test_what_several_processes_cannot_do(monkeypatch, capsys, place, arguments, sentence):
-    from fused_preact.cli import train
-    from fused_preact.cli.arguments import UsageError
-    from fused_preact.train.config import TrainConfig
-
+def test_a_batch_that_two_processes_cannot_share(monkeypatch, place):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    size = int(arguments[1]) if arguments[0] == "--batch-size" else 20
-    config = TrainConfig(out=place, batch_size=size)
-    if sentence is None:
-        train._refuse_impossible(config)
-    else:
-        with pytest.raises(UsageError, match=sentence):
-            train._refuse_impossible(config)
+    train._refuse_impossible(TrainConfig(out=place, batch_size=20))
+    with pytest.raises(UsageError, match=r"^argument --batch-size: expected a multiple of the 2 processes, got 21$"):
+        train._refuse_impossible(TrainConfig(out=place, batch_size=21))
+
+
+def test_a_file_that_one_process_alone_cannot_read_is_explained_by_it(monkeypatch, capsys, place):
+    """A damaged image is met by whoever decodes it."""
+
+    def fail(*args, **kwargs):
+        raise DataError("root: expected an image, got none")
+
+    monkeypatch.setattr(train, "fit", fail)
+    monkeypatch.setattr(train, "_agreed", lambda args, world: TrainConfig(out=place))
+    for rank, said in ((0, ""), (1, "fused-preact: process 1: argument --data-dir: expected an image, got none\n")):
+        with pytest.raises(DataError):
+            train._train(argparse.Namespace(resume=False, overwrite=False), World(Shard(rank, 2)))
+        assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
