@@ -29,6 +29,8 @@ def one_thread_and_fixed_seeds(request: pytest.FixtureRequest) -> None:
 def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
     """torch.empty and its kin give NaN, so that an output left unwritten fails. Not under the compiler, which has a mode of its own."""
     if request.node.get_closest_marker("compile"):
+        # What other tests compiled counts against the limit of recompilations.
+        torch._dynamo.reset()
         yield
         return
     torch.use_deterministic_algorithms(True)

@@ -105,7 +105,6 @@ COMPILED = {
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize(("kind", "part", "fullgraph", "why"), COMPILED.values(), ids=COMPILED)
 def test_compiled(kind, part, fullgraph, why, training):
-    torch._dynamo.reset()
     plain = kind().double().train(training)
     fused, x = fp.fuse(plain), image()
     part(fused).compile(backend="aot_eager", fullgraph=fullgraph)
@@ -115,7 +114,6 @@ def test_compiled(kind, part, fullgraph, why, training):
 @pytest.mark.compile
 def test_compiled_part_in_one_graph_is_refused():
     """Rather than quietly run without the compiler."""
-    torch._dynamo.reset()
     bn = fp.fuse(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)).double())[0]
     rest = torch.compile(lambda z: F.relu(z) * 2, backend="aot_eager", fullgraph=True)
     with pytest.raises(torch._dynamo.exc.Unsupported):

@@ -19,11 +19,6 @@ BACKENDS = ["aot_eager", pytest.param("inductor", marks=needs_compiler)]
 pytestmark = pytest.mark.compile
 
 
-@pytest.fixture(autouse=True)
-def fresh_dynamo():
-    torch._dynamo.reset()
-
-
 def net(memory: str = "layer") -> nn.Module:
     units = PreActSequential(
         PreActBottleneck(8, 2, memory=memory),

@@ -182,7 +182,6 @@ def test_global_hooks_see_plain_arguments():
 
 @pytest.mark.compile
 def test_compiled_units_are_called():
-    torch._dynamo.reset()
     net, x = of_blocks("segment"), torch.randn(2, 8, 6, 6)
     twin, graphs = copy.deepcopy(net), []
 
