@@ -38,12 +38,15 @@ def summary(machine: dict[str, Any]) -> str:
     return f"{processor}; " + ", ".join(f"{name} {machine[name]}" for name in names if machine[name])
 
 
-def cpu_name() -> str:
-    """The processor as it calls itself."""
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor as it calls itself; on x86 with family and model, because under a hypervisor two generations share one name."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        # The first processor's lines, up to an empty one.
+        lines = (line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").partition("\n\n")[0].splitlines())
+        fields = {key.strip(): value.strip() for key, _, value in lines}
+        if name := fields.get("model name"):
+            numbers = [f"{words} {fields[key]}" for words, key in (("family", "cpu family"), ("model", "model")) if key in fields]
+            return f"{name} ({', '.join(numbers)})" if numbers else name
     return platform.processor() or platform.machine()
 
 
