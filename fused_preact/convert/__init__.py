@@ -5,6 +5,6 @@
 """
 
 from fused_preact.convert.explain import Explanation, explain
-from fused_preact.convert.fuse import fuse, unfuse
+from fused_preact.convert.fuse import fuse, is_fused, unfuse
 
-__all__ = ["Explanation", "explain", "fuse", "unfuse"]
+__all__ = ["Explanation", "explain", "fuse", "is_fused", "unfuse"]

@@ -54,6 +54,11 @@ def unfuse(model: Model) -> Model:
     return model
 
 
+def is_fused(model: nn.Module) -> bool:
+    """Whether `fuse` changed a norm of it."""
+    return any(isinstance(module, FusedNorm) for module in model.modules())
+
+
 def refusal(module: nn.Module) -> str | None:
     """Why a module is no norm that `fuse` changes, in a sentence, or None."""
     kind = type(module).__name__
@@ -74,9 +79,9 @@ def refusal(module: nn.Module) -> str | None:
 
 def _nothing(model: nn.Module, norms: list[nn.Module]) -> str | None:
     """Why there is nothing to fuse in a model with these norms, or None."""
-    modules = list(model.modules())
-    if any(isinstance(module, FusedNorm) for module in modules):
+    if is_fused(model):
         return None
+    modules = list(model.modules())
     if not norms:
         others = sorted({refusal(module) for module in modules if isinstance(module, _BatchNorm)})
         return "; ".join(others) if others else "it has no BatchNorm2d"

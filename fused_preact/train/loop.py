@@ -12,9 +12,9 @@ import torch
 from fused_preact import data
 from fused_preact._extras import require
 from fused_preact.bench.variants import compiling
-from fused_preact.convert import fuse
+from fused_preact.convert import fuse, is_fused
 from fused_preact.data.source import Source, generator
-from fused_preact.models import PaperResNet, create_model
+from fused_preact.models import create_model
 from fused_preact.train import checkpoint
 from fused_preact.train.checkpoint import State
 from fused_preact.train.config import TrainConfig
@@ -106,9 +106,10 @@ class Run:
         self.config, self.world, self.source = config, world, source
         model = create_model(config.model, num_classes=source.num_classes, memory=config.memory, **config.model_options)
         if config.sync_bn:
+            fused = is_fused(model)
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-            if isinstance(model, PaperResNet):
-                # Converted norms are not fused any more.
+            if fused:
+                # Converted norms are new ones.
                 fuse(model, inplace=True)
         self.model = model.to(device=config.device, memory_format=torch.channels_last)
         if config.compile:

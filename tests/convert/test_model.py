@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import fused_preact as fp
+from fused_preact.convert import is_fused
 from fused_preact.convert.norms import FusedNorm
 from tests.convert.networks import Bottleneck, Dense, NormWithActivation, Wide
 from tests.convert.test_fuse import images, step
@@ -45,7 +46,9 @@ def test_in_place_and_back():
     net = model()
     kinds = [type(module) for module in net.modules()]
     parameters = [id(p) for p in net.parameters()]
+    assert not is_fused(net)
     assert fp.fuse(net, inplace=True) is net
+    assert is_fused(net)
     assert fused_norms(net) == 7
     assert fp.fuse(net, inplace=True) is net, "fusing twice is fusing once"
     assert fused_norms(net) == 7

@@ -14,6 +14,7 @@ from torch import nn
 
 from fused_preact import data
 from fused_preact._extras import MissingExtraError
+from fused_preact.convert import is_fused
 from fused_preact.data.source import View
 from fused_preact.models import create_model
 from fused_preact.train import checkpoint, loop
@@ -25,6 +26,7 @@ from fused_preact.train.loop import fit
 from fused_preact.train.meter import DivergedError
 from fused_preact.train.record import EpochRecord
 from fused_preact.train.trainer import Trainer
+from fused_preact.train.world import World
 from fused_preact.train.writer import CHECKPOINT, CONFIG, CSV, CURVES, EVENTS, JSONL, MODEL
 
 FILES = {CONFIG, CSV, JSONL, EVENTS, CHECKPOINT, MODEL, CURVES, ".lock"}
@@ -356,6 +358,14 @@ def test_units_are_compiled_when_asked(config, tmp_path):
     plain, compiled = (fit(replace(config, model="preact_resnet29", compile=c, out=tmp_path / str(c))) for c in (False, True))
     assert compiled.history.epochs[-1].train_loss == pytest.approx(plain.history.epochs[-1].train_loss, rel=1e-3)
     assert weights(compiled.out).keys() == weights(plain.out).keys()
+
+
+@pytest.mark.parametrize(("model", "fused"), [("preact_resnet20", False), ("resnet20", True)])
+def test_shared_statistics_leave_the_networks_of_the_paper_fused(config, model, fused):
+    config = replace(config, model=model, sync_bn=True)
+    net = loop.Run(config, World(), loop.load_data(config)).model
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    assert is_fused(net) == fused
 
 
 def test_threads_are_set(config):
