@@ -3,6 +3,9 @@
 import os
 from collections.abc import Iterator
 
+# Before torch loads OpenMP: threads that spin while they wait would take the cores from those that other workers wait for.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 
