@@ -11,6 +11,7 @@ from fused_preact.models.paper_rows import ROWS
 from fused_preact.paper import ablate
 from fused_preact.paper.ablate import ASKED, OUTCOME, PAPER_SEEDS, Ablation, AblationError, network, prepare, train
 from fused_preact.paper.ablate_report import collect, fields, markdown, text, write
+from fused_preact.train import loop
 from fused_preact.train.loop import fit
 from fused_preact.train.trainer import Trainer
 
@@ -116,6 +117,22 @@ def test_a_signal_ends_it_and_it_goes_on(whole, tmp_path, monkeypatch):
         assert trained(asked) == [("1-original", 0), ("1-scale-shortcut", 0), "SIGTERM"]
     assert trained(asked) == [("1-scale-shortcut", 0), ("1-original", 1), ("1-scale-shortcut", 1)]
     assert report(asked) == report(whole)
+
+
+@pytest.mark.parametrize("lr", [0.1, 1e20], ids=["to its end", "diverged"])
+def test_a_signal_during_the_last_evaluation_of_a_run_ends_what_follows_it(tmp_path, monkeypatch, lr):
+    asked = ablation(tmp_path, NAMES[:1], lr=lr, iterations=1)
+    evaluate = loop.evaluate
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", interrupted)
+        assert trained(asked) == [("1-original", 0), "SIGTERM"]
+    assert [run.done for run in asked.runs()] == [True, False]
+    assert trained(asked) == [("1-original", 1)]
 
 
 def test_nothing_is_done_twice(whole):
