@@ -133,7 +133,8 @@ def write(ablation: Ablation, results: Sequence[Result]) -> None:
     # matplotlib takes long to import.
     from fused_preact.paper.ablate_curves import draw
 
-    remove_temporaries(ablation.out)
+    # No others: a process that begins late may still be writing what was asked for.
+    remove_temporaries(ablation.out, REPORT_JSON, REPORT_MD, CURVES)
     write_json(ablation.out / REPORT_JSON, fields(ablation, results))
     page = markdown(ablation, results)
     write_atomically(ablation.out / REPORT_MD, lambda path: path.write_text(page, encoding="utf-8"))

@@ -185,3 +185,8 @@ def test_the_paper_setting_has_no_other_options(tmp_path, capsys, option, value)
         f"fused-preact: argument --{option}: expected none with --paper-setting, which has its own, got "
     )
     assert names(tmp_path) == set()
+
+
+def test_the_rows_own_depths_are_the_papers(capsys):
+    assert main(["paper", "ablate", "--table", "1", "--paper-setting", "--depth", "none"]) == 2
+    assert capsys.readouterr().err.startswith("fused-preact: argument --data-dir: expected the folder or file")

@@ -180,6 +180,16 @@ def test_the_median_decides_whether_a_row_failed(whole):
         assert result._replace(curves=curves).failed is failed
 
 
+def test_a_report_takes_no_file_from_a_process_that_begins_late(whole):
+    """Under torchrun it may be writing what was asked for while the first process, whose runs are done, reports already."""
+    late, killed = (whole.out / f".{name}" for name in ("ablation-0123abcd.json", "report-0123abcd.json"))
+    for path in (late, killed):
+        path.write_text("{")
+    write(whole, collect(whole.runs()))
+    assert (late.exists(), killed.exists()) == (True, False)
+    late.unlink()
+
+
 def test_a_row_is_compared_with_the_original_of_its_network(whole):
     original, scaled = collect(whole.runs())
     better, worse = (
