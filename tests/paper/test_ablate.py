@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from fused_preact.paper.ablate_report import collect, fields, markdown, text, wr
 from fused_preact.train import loop
 from fused_preact.train.loop import fit
 from fused_preact.train.trainer import Trainer
+from fused_preact.train.writer import JSONL
 
 NAMES = ("1-original", "1-scale-shortcut")
 
@@ -178,6 +180,20 @@ def test_the_median_decides_whether_a_row_failed(whole):
         ([low, lost, lost], True),
     ):
         assert result._replace(curves=curves).failed is failed
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [(OUTCOME, "{"), (OUTCOME, "[]"), (OUTCOME, "{}"), (JSONL, ""), (JSONL, '{"kind": "epoch"}\n'), (JSONL, "half of")],
+    ids=["half-an-outcome", "list", "no-outcome", "no-epoch", "no-numbers", "half-a-line"],
+)
+def test_damaged_files_of_a_run_are_a_sentence(whole, tmp_path, name, content):
+    (run, *_) = whole.runs()
+    folder = shutil.copytree(run.config.out, tmp_path / "run")
+    (folder / name).write_text(content)
+    words = r"^argument --out: expected the outcome.json and metrics.jsonl of a run in .*run', got something else: "
+    with pytest.raises(AblationError, match=words):
+        collect([run._replace(config=replace(run.config, out=folder))])
 
 
 def test_a_report_takes_no_file_from_a_process_that_begins_late(whole):
