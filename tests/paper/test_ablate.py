@@ -211,17 +211,37 @@ def test_a_row_is_compared_with_the_original_of_its_network(whole):
     better, worse = (
         scaled._replace(curves=[c._replace(test_error=[c.test_error[-1] + by]) for c in original.curves]) for by in (-5.0, 2.5)
     )
-    asked = {"-5.00, higher with 0 of 2 seeds": better, "+2.50, higher with 2 of 2 seeds": worse}
+    same = scaled._replace(curves=original.curves)
+    asked = {"-5.00, higher with 0 of 2 seeds": better, "+2.50, higher with 2 of 2 seeds": worse, "+0.00, higher with 0 of 2 seeds": same}
     for words, row in asked.items():
         assert text(whole, [original, row]).splitlines()[4].endswith(words)
-    deeper = replace(scaled.config, model="resnet56")
-    assert fields(whole, [original, scaled._replace(config=deeper)])["rows"][1]["baseline"] is None
+    own, other = fields(whole, [original, worse])["rows"]
+    assert (own["baseline"], own["higher_error_with_seeds"], own["paper_test_error"]) == (None, None, 6.61)
+    assert (other["baseline"], other["higher_error_with_seeds"], other["paper_test_error"]) == ("1-original", 2, None)
+
+
+@pytest.mark.parametrize(
+    ("row", "changed", "found"),
+    [
+        ("2-full-preact-110", {}, "1-original"),
+        ("1-dropout", {"model": "resnet56"}, None),
+        ("1-dropout", {"data": "digits"}, None),
+        ("3-cifar10-110-1layer-preact", {}, None),
+    ],
+    ids=["order", "other-depth", "other-data", "one-layer"],
+)
+def test_the_original_is_that_of_the_network_and_the_data(whole, row, changed, found):
+    original, _ = collect(whole.runs())
+    other = original._replace(row=ROWS[row], config=replace(original.config, **changed))
+    # In this order: the first that fits is taken.
+    assert fields(whole, [other, original])["rows"][0]["baseline"] == found
 
 
 def test_the_paper_setting_is_the_papers(tmp_path, monkeypatch):
     monkeypatch.setattr(ablate, "load_data", lambda config: data.synthetic())
     asked = Ablation.of(list(ROWS.values()), PAPER_SEEDS, out=tmp_path, data_dir=tmp_path, device="cpu", threads=1)
     assert asked.paper_setting
+    assert replace(asked, settings=replace(asked.settings, cuda_graph=True)).paper_setting
     runs = asked.runs()
     assert len(runs) == 5 * len(ROWS)
     for run in runs:
