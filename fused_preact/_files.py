@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-_TEMPORARY = re.compile(r"\..+-[0-9a-f]{8}(\.[^.]+)?")
+_TEMPORARY = re.compile(r"\.(.+)-[0-9a-f]{8}(\.[^.]+)?")
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
@@ -74,9 +74,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed `write_atomically` left in `folder`, which nobody else may be writing to."""
+def remove_temporaries(folder: Path, *names: str) -> None:
+    """Remove what a killed `write_atomically` left in `folder` of the files `names` (none: of any), which nobody else may be writing."""
     with os.scandir(folder) as entries:
-        left = [entry.path for entry in entries if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)]
-    for path in left:
-        os.unlink(path)
+        found = [
+            (entry.path, match) for entry in entries if (match := _TEMPORARY.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False)
+        ]
+    for path, match in found:
+        if not names or match[1] + (match[2] or "") in names:
+            os.unlink(path)

@@ -195,6 +195,13 @@ def test_other_names_are_not_removed(tmp_path, name):
     assert (tmp_path / name).exists()
 
 
+def test_temporaries_of_other_files_stay(tmp_path):
+    for name in (".a-0123abcd.txt", ".b-0123abcd", ".a-0123abcd.json", ".ab-0123abcd.txt"):
+        (tmp_path / name).write_text("somebody's")
+    remove_temporaries(tmp_path, "a.txt", "b")
+    assert {path.name for path in tmp_path.iterdir()} == {".a-0123abcd.json", ".ab-0123abcd.txt"}
+
+
 def test_only_regular_files_are_removed(tmp_path):
     (tmp_path / "real").write_text("somebody's")
     (tmp_path / ".link-0123abcd.txt").symlink_to(tmp_path / "real")

@@ -3,7 +3,9 @@
 import argparse
 import json
 import math
+import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -110,6 +112,31 @@ def number(low: float = 0.0, *, above: bool = False, below: float = math.inf) ->
         return value
 
     return parse
+
+
+def file(text: str) -> Path:
+    """A file that can be written, in a folder that is there; nothing is written yet."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file, got the folder {text!r}")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file in an existing folder, got {text!r}")
+    try:
+        if not path.exists():
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        elif not os.access(path, os.W_OK):
+            raise PermissionError
+    except OSError:
+        raise argparse.ArgumentTypeError(f"expected a file that can be written, got {text!r}") from None
+    return path
+
+
+def png(text: str) -> Path:
+    """A file that can be written, with the ending of what is drawn."""
+    if not text.endswith(".png"):
+        raise argparse.ArgumentTypeError(f"expected a file name that ends in .png, got {text!r}")
+    return file(text)
 
 
 def device(text: str) -> str:

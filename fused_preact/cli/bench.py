@@ -3,9 +3,7 @@
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +18,7 @@ from fused_preact.bench.networks import NoNetwork, factory, fused, image_size, i
 from fused_preact.bench.plot import require_matplotlib, write_plot
 from fused_preact.bench.report import table
 from fused_preact.bench.variants import BASELINES, CompileError, Config, why_no_compile
-from fused_preact.cli.arguments import DTYPES, UsageError, check_dtype, device, integer, named
+from fused_preact.cli.arguments import DTYPES, UsageError, check_dtype, device, file, integer, named, png
 from fused_preact.functional.preact_unit import MEMORIES
 from fused_preact.models import architecture, list_models
 
@@ -66,8 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=integer(1), default=10, metavar="N", help="timed steps of each variant (default: %(default)s)")
     add("--threads", type=integer(1, 1024), metavar="N", help="CPU threads (default: torch's choice)")
     add("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="of weights and images (default: %(default)s)")
-    add("--json", type=_file, metavar="FILE", help="write the report here")
-    add("--plot", type=_png, metavar="FILE.png", help="draw the report here")
+    add("--json", type=file, metavar="FILE", help="write the report here")
+    add("--plot", type=png, metavar="FILE.png", help="draw the report here")
 
 
 def run(args: argparse.Namespace) -> int | None:
@@ -174,26 +172,3 @@ def _baselines(text: str) -> tuple[str, ...]:
         if name not in BASELINES:
             raise argparse.ArgumentTypeError(unknown("variant", name, BASELINES))
     return names
-
-
-def _file(text: str) -> Path:
-    path = Path(text)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"expected a file, got the folder {text!r}")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"expected a file in an existing folder, got {text!r}")
-    try:
-        if not path.exists():
-            with tempfile.TemporaryFile(dir=path.parent):
-                pass
-        elif not os.access(path, os.W_OK):
-            raise PermissionError
-    except OSError:
-        raise argparse.ArgumentTypeError(f"expected a file that can be written, got {text!r}") from None
-    return path
-
-
-def _png(text: str) -> Path:
-    if not text.endswith(".png"):
-        raise argparse.ArgumentTypeError(f"expected a file name that ends in .png, got {text!r}")
-    return _file(text)

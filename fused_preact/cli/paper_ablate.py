@@ -127,7 +127,7 @@ def _ablation(args: argparse.Namespace) -> Ablation:
     if given.get("epochs") and given.get("iterations"):
         raise UsageError("argument --iterations: expected one of --epochs and --iterations, got both")
     if args.paper_setting:
-        others = {"depth": args.depth, "seeds": args.seeds, "recipe": recipe} | {k: v for k, v in given.items() if k not in _FREE}
+        others = {"depth": args.depth or None, "seeds": args.seeds, "recipe": recipe} | {k: v for k, v in given.items() if k not in _FREE}
         for name, value in others.items():
             if value is not None:
                 got = ",".join(map(str, value)) if isinstance(value, tuple) else value

@@ -1,7 +1,7 @@
 """`fused-preact paper propagate`: the paper's equations (3) to (8), measured on one batch."""
 
 import argparse
-import math
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from fused_preact.cli.arguments import (
     check_model,
     check_weights,
     device,
+    file,
     integer,
     named,
+    png,
 )
 from fused_preact.models import list_models
 from fused_preact.models.paper import ORDERS
@@ -63,13 +65,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=integer(1, 1024), metavar="N", help="CPU threads (default: torch's choice)")
     add = parser.add_argument_group("what comes out").add_argument
     add("--all-units", action="store_true", help="a row for every unit, instead of four a stage")
-    add("--json", type=Path, metavar="FILE", help="write everything that was measured")
-    add("--plot", type=Path, metavar="FILE", help="draw it to a PNG file")
+    add("--json", type=file, metavar="FILE", help="write everything that was measured")
+    add("--plot", type=png, metavar="FILE.png", help="draw it")
     add(
         "--figure",
-        type=Path,
-        metavar="FILE",
-        help="instead of one network, draw identity, 0.5 scaling, gating and dropout at 110 and 164 layers to a PNG file",
+        type=png,
+        metavar="FILE.png",
+        help="instead of one network, draw identity, 0.5 scaling, gating and dropout at 110 and 164 layers",
     )
 
 
@@ -87,12 +89,11 @@ def run(args: argparse.Namespace) -> None:
             check_weights(model, args.weights, f"{case.model} with {CLASSES} classes and these options", "--weights")
             networks = [(case, model)]
         found = report(networks, setting, weights=str(args.weights) if args.weights else None, tell=_tell)
-        if args.weights and not math.isfinite(loss := found["networks"][0]["loss"]):
-            raise UsageError(f"argument --weights: expected weights with which the loss is finite, got {str(args.weights)!r}: {loss}")
         if not (args.figure or args.weights):
             found["small"] = companions(cases[0], setting)
     except MissingExtraError as error:
         raise UsageError(str(error)) from None
+    _refuse_infinite(found, args)
     print(table(found, all_units=args.all_units))
     if args.json:
         write_json(found, args.json)
@@ -129,15 +130,27 @@ def _refuse_impossible(args: argparse.Namespace) -> None:
                 raise UsageError(f"argument --figure: expected no --{name.replace('_', '-')} with it, got both; its networks are given")
     if args.weights and not args.weights.is_file():
         raise UsageError(f"argument --weights: expected a file of weights, got {str(args.weights)!r}, which is not there")
-    for option in ("json", "plot", "figure"):
-        path = getattr(args, option)
-        if path and not path.absolute().parent.is_dir():
-            raise UsageError(f"argument --{option}: expected a file in a folder that is there, got {str(path)!r}")
     if args.figure or args.plot:
         try:
             require("matplotlib")
         except MissingExtraError as error:
             raise UsageError(str(error)) from None
+
+
+def _refuse_infinite(found: dict[str, Any], args: argparse.Namespace) -> None:
+    """What is not finite has no place in JSON or on a logarithmic axis."""
+    try:
+        json.dumps(found, allow_nan=False)
+    except ValueError:
+        numbers = "loss, signals and gradients are finite"
+        if args.weights:
+            sentence = f"argument --weights: expected weights with which {numbers} in {args.dtype}, got {str(args.weights)!r}"
+        elif args.dtype == "float32":
+            sentence = "argument --dtype: expected float64 with this network, whose signals or gradients overflow it, got 'float32'"
+        else:
+            options = ", ".join(f"{name}={value}" for name, value in found["networks"][0]["options"].items())
+            sentence = f"argument --model-option: expected options with which {numbers}, got {options}"
+        raise UsageError(sentence) from None
 
 
 def _tell(message: str) -> None:

@@ -1,6 +1,5 @@
 """The shortcuts of Table 1: how the residual branch is added to what comes around it (figure 2)."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Self
 
@@ -14,7 +13,7 @@ from fused_preact._text import unknown
 class JoinOptions(NamedTuple):
     """What a shortcut can be told.
 
-    shortcut_scale, branch_scale: of "constant_scaling", any finite number. A shortcut_scale of 0 is the plain net.
+    shortcut_scale, branch_scale: of "constant_scaling", any number that float32 has. A shortcut_scale of 0 is the plain net.
     gate_bias: b_g at initialisation, by default the best that the paper found.
     dropout: the rate of dropped elements, at least 0 and below 1.
     rescaled: False for the paper's mask, whose mean is 1 - dropout; True for torch's, which divides by that.
@@ -41,8 +40,9 @@ class JoinOptions(NamedTuple):
 
 
 def _finite(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    # NaN compares as False, and a whole number of any length as what it is.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        raise ValueError(f"{name}: expected a float32 number, got {value!r}")
 
 
 def _rate(name: str, value: object) -> None:
@@ -55,6 +55,7 @@ def _yes_or_no(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected True or False, got {value!r}")
 
 
+_LARGEST = torch.finfo(torch.float32).max
 _CHECKS = {"dropout": _rate, "rescaled": _yes_or_no}
 
 
@@ -71,7 +72,8 @@ class ConstantScaling(nn.Module):
 
     def __init__(self, shortcut_scale: float, branch_scale: float) -> None:
         super().__init__()
-        self.shortcut_scale, self.branch_scale = shortcut_scale, branch_scale
+        # A whole number beyond 64 bits is none that torch multiplies by.
+        self.shortcut_scale, self.branch_scale = float(shortcut_scale), float(branch_scale)
 
     def extra_repr(self) -> str:
         return f"shortcut_scale={self.shortcut_scale}, branch_scale={self.branch_scale}"

@@ -1,6 +1,7 @@
 """Rows of the paper's Tables 1 to 3, each over several seeds: which runs that is, and running them so that nothing is done twice."""
 
 import json
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from fused_preact._files import write_json
 from fused_preact.models import architecture, list_models
 from fused_preact.models.paper_rows import Row
 from fused_preact.train.config import TrainConfig, differences
+from fused_preact.train.interrupt import Interrupts
 from fused_preact.train.loop import NEEDED, fit, load_data
 from fused_preact.train.meter import DivergedError
 from fused_preact.train.recipes import RECIPES, resolve
@@ -184,19 +186,22 @@ def train(runs: Sequence[Run], *, rank: int = 0, world: int = 1) -> Iterator[Run
     A run whose loss diverges is at its end. Raises FolderInUse when another process trains the same run, DataError, CheckpointError and
     OSError as `fit` does.
     """
-    for run in runs[rank::world]:
-        if run.done:
-            continue
-        yield run
-        diverged = None
-        try:
-            interrupted = fit(run.config, resume=True).interrupted
-        except DivergedError as error:
-            interrupted, diverged = None, str(error)
-        if interrupted:
-            yield interrupted
-            return
-        write_json(run.config.out / OUTCOME, {"diverged": diverged})
+    with Interrupts() as interrupts:
+        for run in runs[rank::world]:
+            if run.done:
+                continue
+            yield run
+            interrupted = diverged = None
+            try:
+                interrupted = fit(run.config, resume=True, interrupts=interrupts).interrupted
+            except DivergedError as error:
+                diverged = str(error)
+            if not interrupted:
+                write_json(run.config.out / OUTCOME, {"diverged": diverged})
+            # One that came after the run's last step ends what follows it.
+            if interrupts.signal:
+                yield signal.Signals(interrupts.signal).name
+                return
 
 
 def wait(runs: Sequence[Run]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from fused_preact._files import remove_temporaries, write_atomically, write_json
 from fused_preact.models.paper_rows import Row
-from fused_preact.paper.ablate import OUTCOME, Ablation, Run
+from fused_preact.paper.ablate import OUTCOME, Ablation, AblationError, Run
 from fused_preact.train.config import TrainConfig
 from fused_preact.train.recipes import describe
 from fused_preact.train.writer import JSONL
@@ -69,7 +69,7 @@ class Result(NamedTuple):
 
 
 def collect(runs: Sequence[Run]) -> list[Result]:
-    """What finished runs left in their folders, a result for every row."""
+    """What finished runs left in their folders, a result for every row; raises AblationError for files that are not theirs."""
     rows = {run.row.id: [] for run in runs}
     for run in runs:
         rows[run.row.id].append(run)
@@ -133,7 +133,8 @@ def write(ablation: Ablation, results: Sequence[Result]) -> None:
     # matplotlib takes long to import.
     from fused_preact.paper.ablate_curves import draw
 
-    remove_temporaries(ablation.out)
+    # No others: a process that begins late may still be writing what was asked for.
+    remove_temporaries(ablation.out, REPORT_JSON, REPORT_MD, CURVES)
     write_json(ablation.out / REPORT_JSON, fields(ablation, results))
     page = markdown(ablation, results)
     write_atomically(ablation.out / REPORT_MD, lambda path: path.write_text(page, encoding="utf-8"))
@@ -141,11 +142,22 @@ def write(ablation: Ablation, results: Sequence[Result]) -> None:
 
 
 def _curve(run: Run) -> Curve:
+    try:
+        return _read(run)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise AblationError(
+            f"argument --out: expected the {OUTCOME} and {JSONL} of a run in {str(run.config.out)!r}, got something else: {error}"
+        ) from None
+
+
+def _read(run: Run) -> Curve:
     out: Path = run.config.out
     diverged = json.loads((out / OUTCOME).read_text(encoding="utf-8"))["diverged"]
     # A run that diverged in its first epoch has none.
     lines = (out / JSONL).read_text(encoding="utf-8").splitlines() if (out / JSONL).exists() else []
     epochs = [line for line in map(json.loads, lines) if line["kind"] == "epoch"]
+    if not (epochs or diverged):
+        raise ValueError("no epoch")
     return Curve(
         run.seed,
         [line["step"] for line in epochs],

@@ -222,7 +222,7 @@ def _scales(units: Sequence[PaperUnit], trace: _Trace) -> list[float]:
 
     def scale(i: int, join: nn.Module) -> float:
         if isinstance(join, ConstantScaling):
-            return float(join.shortcut_scale)
+            return join.shortcut_scale
         return join.mean if isinstance(join, Dropout) else trace.gates.get(i, 1.0)
 
     return [scale(i, unit.join) for i, unit in enumerate(units)]

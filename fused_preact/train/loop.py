@@ -42,7 +42,14 @@ _OF_THE_MODEL = 2
 _AGREE_STEPS = {"cpu": 1, "cuda": 16}
 
 
-def fit(config: TrainConfig, *, resume: bool = False, overwrite: bool = False, world: World | None = None) -> FitResult:
+def fit(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    world: World | None = None,
+    interrupts: Interrupts | None = None,
+) -> FitResult:
     """Train as `config` says, and leave the files of `RunWriter` in its folder: a checkpoint after every epoch, the weights at the end.
 
     SIGINT and SIGTERM end the run after the step at hand, with a checkpoint (`FitResult.interrupted`).
@@ -52,6 +59,7 @@ def fit(config: TrainConfig, *, resume: bool = False, overwrite: bool = False, w
         resume: go on from the folder's checkpoint, if it has one.
         overwrite: let this run take the place of one in the folder.
         world: this process among those of the run; None: it is alone.
+        interrupts: entered by a caller who has more to do, and is told here of a signal that came too late to end the run.
 
     Raises FileExistsError for a folder with a run in it, DivergedError when the loss stops being finite, FolderInUse when another run
     writes to the folder, DataError and CheckpointError for files that are not what they should be, MissingExtraError before anything is
@@ -66,7 +74,7 @@ def fit(config: TrainConfig, *, resume: bool = False, overwrite: bool = False, w
     source = load_data(config)
     run = Run(config, world, source)
     with contextlib.ExitStack() as stack:
-        interrupts = stack.enter_context(Interrupts())
+        interrupts = interrupts or stack.enter_context(Interrupts())
         stack.enter_context(_repeatable())
         if config.compile:
             stack.enter_context(compiling())

@@ -65,8 +65,11 @@ def test_weights_of_a_file_on_digits(tmp_path, capsys):
         (["--data", "cifar10"], "argument --data: unknown data 'cifar10'"),
         (["--dtype", "bfloat16"], "argument --dtype: unknown dtype 'bfloat16'"),
         (["--batch-size", "1"], "argument --batch-size: expected a whole number from 2"),
-        (["--json", "no/a.json"], "argument --json: expected a file in a folder that is there, got 'no/a.json'"),
+        (["--json", "no/a.json"], "argument --json: expected a file in an existing folder, got 'no/a.json'"),
+        (["--json", "."], "argument --json: expected a file, got the folder '.'"),
+        (["--plot", "a.pdf"], "argument --plot: expected a file name that ends in .png, got 'a.pdf'"),
         (["--figure", "a.png"], "argument --figure: expected no --model with it, got both"),
+        (["--figure", "."], "argument --figure: expected a file name that ends in .png, got '.'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -89,8 +92,27 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, capsys):
     state = create_model("resnet20", activation="full_preact").state_dict()
     torch.save(state | {"fc.bias": state["fc.bias"] * torch.nan}, tmp_path / "w.pt")
     assert main([*SMALL, "--weights", str(tmp_path / "w.pt"), "--json", str(tmp_path / "a.json")]) == 2
-    assert "argument --weights: expected weights with which the loss is finite, got" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "argument --weights: expected weights with which loss, signals and gradients are finite in float64, got" in captured.err
+    assert captured.out == ""
     assert not (tmp_path / "a.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "sentence"),
+    [
+        ("float32", "1e30", "argument --dtype: expected float64 with this network, whose signals or gradients overflow it, got 'float32'"),
+        ("float64", "1e38", "argument --model-option: expected options with which loss, signals and gradients are finite, got shortcut"),
+    ],
+)
+def test_numbers_that_overflow_are_refused(tmp_path, monkeypatch, capsys, dtype, scale, sentence):
+    monkeypatch.chdir(tmp_path)
+    options = ["--dtype", dtype, "--shortcut", "constant_scaling", "--model-option", f"shortcut_scale={scale}"]
+    assert main([*SMALL, *options, "--json", "a.json", "--plot", "a.png"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1].startswith(f"fused-preact: {sentence}")
+    assert captured.out == ""
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,10 @@ from functools import partial
 import pytest
 
 from fused_preact import data
-from fused_preact.cli import main
+from fused_preact.cli import main, paper_ablate
+from fused_preact.models import paper_rows
+from fused_preact.paper import ablate
+from fused_preact.train.lock import locked
 from fused_preact.train.trainer import Trainer
 
 ROWS = ["1-original", "1-dropout"]
@@ -185,3 +188,43 @@ def test_the_paper_setting_has_no_other_options(tmp_path, capsys, option, value)
         f"fused-preact: argument --{option}: expected none with --paper-setting, which has its own, got "
     )
     assert names(tmp_path) == set()
+
+
+def test_the_paper_setting_is_the_papers(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ablate, "load_data", lambda config: data.synthetic())
+    monkeypatch.setattr(paper_ablate, "_trained", lambda runs, rank, world: asked.extend(runs) or 143)
+    command = ["paper", "ablate", "--table", "1,3", "--paper-setting", "--cuda-graph", "--data-dir", ".", "--threads", "1"]
+    assert main([*command, "--out", "a"]) == 143
+    rows = [row for row in paper_rows.ROWS.values() if row.table in (1, 3)]
+    assert [(run.row, run.seed) for run in asked] == [(row, seed) for seed in range(5) for row in rows]
+    assert {(run.config.iterations, run.config.warmup_iterations, run.config.lr) for run in asked} == {(64_000, 400, 0.1)}
+
+
+def test_a_length_takes_the_place_of_the_small_versions_own(tmp_path, capsys):
+    small = ["paper", "ablate", "--small", "--rows", "1-original", "--data", "synthetic", "--seeds", "1", "--threads", "1"]
+    assert main([*small, "--epochs", "1", "--out", "a"]) == 0
+    assert ": resnet20 on synthetic, 1 epoch of batches of 32, 1 seed." in capsys.readouterr().out
+
+
+def test_rows_and_seeds_that_come_twice_are_trained_once(capsys):
+    assert main([*SMALL, "--rows", "1-original,1-original", "--seeds", "3,3", "--iterations", "1", "--device", "cpu", "--out", "a"]) == 0
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("run ")] == ["run 1 of 1: 1-original, seed 3"]
+
+
+def test_a_run_that_another_process_trains_and_a_spoilt_checkpoint_are_sentences(tmp_path, capsys):
+    one = [*SMALL, "--rows", "1-original", "--seeds", "1", "--device", "cpu", "--out", "a"]
+    run = tmp_path / "a/1-original/seed0"
+    assert main(one) == 0
+    (run / "outcome.json").unlink()
+    (run / "checkpoint.pt").write_bytes(b"half")
+    assert main(one) == 2
+    assert "fused-preact: expected a checkpoint in 'a/1-original/seed0/checkpoint.pt', got" in capsys.readouterr().err
+    with locked(run):
+        assert main(one) == 2
+    assert "expected a folder that no other run writes to, got 'a/1-original/seed0'" in capsys.readouterr().err
+
+
+def test_the_rows_own_depths_are_the_papers(capsys):
+    assert main(["paper", "ablate", "--table", "1", "--paper-setting", "--depth", "none"]) == 2
+    assert capsys.readouterr().err.startswith("fused-preact: argument --data-dir: expected the folder or file")

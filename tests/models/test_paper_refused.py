@@ -18,9 +18,19 @@ BAD = {
     "infinite-scale": (
         "resnet20",
         {"shortcut": "constant_scaling"} | {"shortcut_scale": float("inf")},
-        "shortcut_scale: expected a finite number, got inf",
+        "shortcut_scale: expected a float32 number, got inf",
     ),
-    "word-as-bias": ("resnet20", {"shortcut": "exclusive_gating", "gate_bias": "low"}, "gate_bias: expected a finite number, got 'low'"),
+    "too-large-a-bias": (
+        "resnet20",
+        {"shortcut": "exclusive_gating", "gate_bias": 1e39},
+        "gate_bias: expected a float32 number, got 1e\\+39",
+    ),
+    "whole-number-without-end": (
+        "resnet20",
+        {"shortcut": "constant_scaling"} | {"branch_scale": 10**400},
+        "branch_scale: expected a float32 number, got 10",
+    ),
+    "word-as-bias": ("resnet20", {"shortcut": "exclusive_gating", "gate_bias": "low"}, "gate_bias: expected a float32 number, got 'low'"),
     "rate": ("resnet20", {"shortcut": "dropout", "dropout": 1}, "dropout: expected a rate of at least 0 and below 1, got 1"),
     "rescaled": ("resnet20", {"shortcut": "dropout", "rescaled": 2}, "rescaled: expected True or False, got 2"),
     "one-layer": ("resnet20", {"one_layer": "no"}, "one_layer: expected True or False, got 'no'"),

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from functools import partial
@@ -11,8 +12,10 @@ from fused_preact.models.paper_rows import ROWS
 from fused_preact.paper import ablate
 from fused_preact.paper.ablate import ASKED, OUTCOME, PAPER_SEEDS, Ablation, AblationError, network, prepare, train
 from fused_preact.paper.ablate_report import collect, fields, markdown, text, write
+from fused_preact.train import loop
 from fused_preact.train.loop import fit
 from fused_preact.train.trainer import Trainer
+from fused_preact.train.writer import JSONL
 
 NAMES = ("1-original", "1-scale-shortcut")
 
@@ -118,6 +121,22 @@ def test_a_signal_ends_it_and_it_goes_on(whole, tmp_path, monkeypatch):
     assert report(asked) == report(whole)
 
 
+@pytest.mark.parametrize("lr", [0.1, 1e20], ids=["to its end", "diverged"])
+def test_a_signal_during_the_last_evaluation_of_a_run_ends_what_follows_it(tmp_path, monkeypatch, lr):
+    asked = ablation(tmp_path, NAMES[:1], lr=lr, iterations=1)
+    evaluate = loop.evaluate
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", interrupted)
+        assert trained(asked) == [("1-original", 0), "SIGTERM"]
+    assert [run.done for run in asked.runs()] == [True, False]
+    assert trained(asked) == [("1-original", 1)]
+
+
 def test_nothing_is_done_twice(whole):
     before = [stamps(run.config.out) for run in whole.runs()]
     assert trained(whole) == []
@@ -163,22 +182,66 @@ def test_the_median_decides_whether_a_row_failed(whole):
         assert result._replace(curves=curves).failed is failed
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [(OUTCOME, "{"), (OUTCOME, "[]"), (OUTCOME, "{}"), (JSONL, ""), (JSONL, '{"kind": "epoch"}\n'), (JSONL, "half of")],
+    ids=["half-an-outcome", "list", "no-outcome", "no-epoch", "no-numbers", "half-a-line"],
+)
+def test_damaged_files_of_a_run_are_a_sentence(whole, tmp_path, name, content):
+    (run, *_) = whole.runs()
+    folder = shutil.copytree(run.config.out, tmp_path / "run")
+    (folder / name).write_text(content)
+    words = r"^argument --out: expected the outcome.json and metrics.jsonl of a run in .*run', got something else: "
+    with pytest.raises(AblationError, match=words):
+        collect([run._replace(config=replace(run.config, out=folder))])
+
+
+def test_a_report_takes_no_file_from_a_process_that_begins_late(whole):
+    """Under torchrun it may be writing what was asked for while the first process, whose runs are done, reports already."""
+    late, killed = (whole.out / f".{name}" for name in ("ablation-0123abcd.json", "report-0123abcd.json"))
+    for path in (late, killed):
+        path.write_text("{")
+    write(whole, collect(whole.runs()))
+    assert (late.exists(), killed.exists()) == (True, False)
+    late.unlink()
+
+
 def test_a_row_is_compared_with_the_original_of_its_network(whole):
     original, scaled = collect(whole.runs())
     better, worse = (
         scaled._replace(curves=[c._replace(test_error=[c.test_error[-1] + by]) for c in original.curves]) for by in (-5.0, 2.5)
     )
-    asked = {"-5.00, higher with 0 of 2 seeds": better, "+2.50, higher with 2 of 2 seeds": worse}
+    same = scaled._replace(curves=original.curves)
+    asked = {"-5.00, higher with 0 of 2 seeds": better, "+2.50, higher with 2 of 2 seeds": worse, "+0.00, higher with 0 of 2 seeds": same}
     for words, row in asked.items():
         assert text(whole, [original, row]).splitlines()[4].endswith(words)
-    deeper = replace(scaled.config, model="resnet56")
-    assert fields(whole, [original, scaled._replace(config=deeper)])["rows"][1]["baseline"] is None
+    own, other = fields(whole, [original, worse])["rows"]
+    assert (own["baseline"], own["higher_error_with_seeds"], own["paper_test_error"]) == (None, None, 6.61)
+    assert (other["baseline"], other["higher_error_with_seeds"], other["paper_test_error"]) == ("1-original", 2, None)
+
+
+@pytest.mark.parametrize(
+    ("row", "changed", "found"),
+    [
+        ("2-full-preact-110", {}, "1-original"),
+        ("1-dropout", {"model": "resnet56"}, None),
+        ("1-dropout", {"data": "digits"}, None),
+        ("3-cifar10-110-1layer-preact", {}, None),
+    ],
+    ids=["order", "other-depth", "other-data", "one-layer"],
+)
+def test_the_original_is_that_of_the_network_and_the_data(whole, row, changed, found):
+    original, _ = collect(whole.runs())
+    other = original._replace(row=ROWS[row], config=replace(original.config, **changed))
+    # In this order: the first that fits is taken.
+    assert fields(whole, [other, original])["rows"][0]["baseline"] == found
 
 
 def test_the_paper_setting_is_the_papers(tmp_path, monkeypatch):
     monkeypatch.setattr(ablate, "load_data", lambda config: data.synthetic())
     asked = Ablation.of(list(ROWS.values()), PAPER_SEEDS, out=tmp_path, data_dir=tmp_path, device="cpu", threads=1)
     assert asked.paper_setting
+    assert replace(asked, settings=replace(asked.settings, cuda_graph=True)).paper_setting
     runs = asked.runs()
     assert len(runs) == 5 * len(ROWS)
     for run in runs:

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from matplotlib import image
 
 from fused_preact.models import reference_model
+from fused_preact.models.paper_rows import ROWS
 from fused_preact.paper.propagate import measure, small_residuals
 from fused_preact.paper.propagate_plot import draw
-from fused_preact.paper.propagate_report import Case, Setting, batch, figure_cases, network, report, table, write_json
+from fused_preact.paper.propagate_report import Case, Setting, batch, companions, figure_cases, network, report, table, write_json
 
 HALF = {"shortcut": "constant_scaling", "shortcut_scale": 0.5}
 PLAIN = {"shortcut": "constant_scaling", "shortcut_scale": 0}
@@ -65,6 +66,12 @@ def test_gates_multiply_by_what_they_let_through():
         assert fall == pytest.approx(product, rel=0.01)
 
 
+def test_of_dropout_lambda_is_the_mean_of_the_mask():
+    paper, torchs = (measured(shortcut="dropout", dropout=0.25, **more) for more in ({}, {"rescaled": True}))
+    assert [{unit.scale for unit in found.units} for found in (paper, torchs)] == [{0.75}, {1.0}]
+    assert paper.units[1].product == 0.75**2
+
+
 @pytest.mark.parametrize(
     ("options", "four", "seven"),
     [
@@ -106,6 +113,22 @@ def test_small_weights_are_those_of_the_branches_alone(options):
     found = small_residuals(model, *batch(SETTING), factor=0.0)
     assert found.first > 1e-3 * found.last > 0
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_companions_differ_in_their_shortcuts_alone():
+    case = Case("", "resnet20", {"activation": "original", "one_layer": True, "shortcut": "dropout"})
+    found = companions(case, SETTING)
+    assert [other["product"] for other in found] == [1.0, pytest.approx(0.5**18, rel=1e-5), 0.0]
+    for other, options in zip(found, ({}, HALF, PLAIN), strict=True):
+        by_hand = small_residuals(model_of(activation="original", one_layer=True, **options), *batch(SETTING))
+        assert [other["first"], other["last"]] == pytest.approx([by_hand.first, by_hand.last], rel=1e-5)
+
+
+def test_the_figure_shows_rows_of_table_1_at_both_depths():
+    cases = figure_cases("original")
+    assert [case.model for case in cases] == ["resnet110"] * 4 + ["resnet164"] * 4
+    rows = [ROWS[f"1-{name}"].options for name in ("original", "scale-shortcut", "exclusive-6", "dropout")]
+    assert [case.options for case in cases] == 2 * rows
 
 
 def test_pre_activation_normalises_what_is_merged_and_the_original_does_not():
