@@ -26,6 +26,7 @@ from fused_preact.paper.ablate import (
     AblationError,
     Run,
     prepare,
+    share,
     train,
     wait,
 )
@@ -110,8 +111,8 @@ def run(args: argparse.Namespace) -> int | None:
 
 
 def _trained(runs: Sequence[Run], rank: int, world: int) -> int | None:
-    own = list(runs[rank::world])
-    for happened in train(runs, rank=rank, world=world):
+    own = share(runs, rank, world)
+    for happened in train(own):
         if isinstance(happened, str):
             left = sum(not run.done for run in own)
             print(f"fused-preact: interrupted by {happened}, {left} of {len(own)} runs are left; the same command goes on", file=sys.stderr)

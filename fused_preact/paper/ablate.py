@@ -36,7 +36,7 @@ class AblationError(ValueError):
 
 
 class Run(NamedTuple):
-    """One row with one seed; `config.out` is its folder."""
+    """One row with one seed; `config.out` is its folder, which rows of the same network share."""
 
     row: Row
     seed: int
@@ -124,10 +124,17 @@ class Ablation:
             for row, model in zip(self.rows, models, strict=True)
         ]
         warmups = {name: self._warmup(config) for name, config in {config.data: config for config in configs}.items()}
-        return [
-            Run(row, seed, replace(config, seed=seed, out=self.out / row.id / f"seed{seed}", warmup_iterations=warmups[config.data]))
+        own = [
+            [
+                replace(config, seed=seed, out=self.out / row.id / f"seed{seed}", warmup_iterations=warmups[config.data])
+                for row, config in zip(self.rows, configs, strict=True)
+            ]
             for seed in self.seeds
-            for row, config in zip(self.rows, configs, strict=True)
+        ]
+        return [
+            Run(row, seed, _shared(config, of_seed))
+            for seed, of_seed in zip(self.seeds, own, strict=True)
+            for row, config in zip(self.rows, of_seed, strict=True)
         ]
 
     def _warmup(self, config: TrainConfig) -> int:
@@ -135,6 +142,19 @@ class Ablation:
         steps = config.steps(load_data(config).steps_per_epoch(config.batch_size))
         own = RECIPES[config.recipe].fields.get("iterations")
         return round(config.warmup_iterations * steps / own) if own and self.scaled_warmup else config.warmup_iterations
+
+
+def _shared(config: TrainConfig, configs: Sequence[TrainConfig]) -> TrainConfig:
+    """Of `configs` with the same network and data as `config` the first that has a folder, or else the first.
+
+    Every table has ResNet-110 with the original unit, say, under a name of its own; it is trained once.
+    """
+
+    def trained(config: TrainConfig) -> tuple[str, str, dict[str, Any]]:
+        return config.model, config.data, {"shortcut": "identity"} | config.model_options
+
+    same = [other for other in configs if trained(other) == trained(config)]
+    return next((other for other in same if other.out.exists()), same[0])
 
 
 def network(row: Row, depths: Sequence[int]) -> str:
@@ -180,14 +200,22 @@ def prepare(ablation: Ablation, runs: Sequence[Run]) -> None:
     write_json(out / ASKED, asked)
 
 
-def train(runs: Sequence[Run], *, rank: int = 0, world: int = 1) -> Iterator[Run | str]:
-    """Do what is left of runs number `rank`, `rank + world`, ...: each as it begins, and at last the name of a signal, if one ended it.
+def share(runs: Sequence[Run], rank: int, world: int) -> list[Run]:
+    """What process number `rank` of `world` has to do, one run of every folder."""
+    by_folder: dict[Path, Run] = {}
+    for run in runs:
+        by_folder.setdefault(run.config.out, run)
+    return list(by_folder.values())[rank::world]
+
+
+def train(runs: Sequence[Run]) -> Iterator[Run | str]:
+    """Do what is left of `runs`, no two of one folder: each as it begins, and at last the name of a signal, if one ended it.
 
     A run whose loss diverges is at its end. Raises FolderInUse when another process trains the same run, DataError, CheckpointError and
     OSError as `fit` does.
     """
     with Interrupts() as interrupts:
-        for run in runs[rank::world]:
+        for run in runs:
             if run.done:
                 continue
             yield run

@@ -4,13 +4,14 @@ import shutil
 import signal
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from fused_preact import data
 from fused_preact.models.paper_rows import ROWS
 from fused_preact.paper import ablate
-from fused_preact.paper.ablate import ASKED, OUTCOME, PAPER_SEEDS, Ablation, AblationError, network, prepare, train
+from fused_preact.paper.ablate import ASKED, OUTCOME, PAPER_SEEDS, Ablation, AblationError, network, prepare, share, train
 from fused_preact.paper.ablate_report import collect, fields, markdown, text, write
 from fused_preact.train import loop
 from fused_preact.train.loop import fit
@@ -35,7 +36,7 @@ def trained(asked, rank=0, world=1):
     """What is left of it, done; which runs these were."""
     runs = asked.runs()
     prepare(asked, runs)
-    return [run if isinstance(run, str) else (run.row.id, run.seed) for run in train(runs, rank=rank, world=world)]
+    return [run if isinstance(run, str) else (run.row.id, run.seed) for run in train(share(runs, rank, world))]
 
 
 def report(asked):
@@ -150,6 +151,30 @@ def test_processes_share_the_runs(whole, tmp_path):
     assert report(asked) == report(whole)
 
 
+def test_rows_of_the_same_network_are_trained_once(tmp_path):
+    """In the folder that is there, or else that of the first row; with shortcuts named or not."""
+    same = ("1-original", "1-dropout", "2-original-110", "3-cifar10-110-original")
+    assert trained(ablation(tmp_path, same[2:3], seeds=(1,))) == [("2-original-110", 1)]
+    asked = ablation(tmp_path, same)
+    assert trained(asked, rank=0, world=2) == [("1-original", 0)]
+    assert trained(asked, rank=1, world=2) == [("1-dropout", 0), ("1-dropout", 1)]
+    assert trained(asked) == []
+    assert {path.name for path in tmp_path.iterdir()} - {ASKED} == {"1-original", "1-dropout", "2-original-110"}
+    found = {row["row"]: row["runs"] for row in report(asked)["rows"]}
+    assert tuple(found) == same
+    assert found["1-original"] == found["2-original-110"] == found["3-cifar10-110-original"] != found["1-dropout"]
+
+
+def test_on_one_data_set_nine_rows_are_networks_of_rows_before_them():
+    asked = Ablation.of(tuple(ROWS.values()), (0,), out=Path("runs"), data="synthetic")
+    folders = {run.row.id: run.config.out.parent.name for run in asked.runs()}
+    assert {row for row, folder in folders.items() if row != folder} == {
+        "2-original-110", "3-cifar10-110-original", "3-cifar10-110-preact", "3-cifar10-164-original", "3-cifar10-164-preact",
+        "3-cifar100-164-original", "3-cifar100-164-preact", "3-cifar100-1001-original", "3-cifar100-1001-preact",
+    }  # fmt: skip
+    assert len(share(asked.runs(), 0, 1)) == len(ROWS) - 9
+
+
 def test_rows_and_seeds_may_be_added(whole, tmp_path):
     assert trained(ablation(tmp_path, NAMES[:1], seeds=(1,))) == [("1-original", 1)]
     assert trained(ablation(tmp_path)) == [("1-original", 0), ("1-scale-shortcut", 0), ("1-scale-shortcut", 1)]
@@ -246,12 +271,19 @@ def test_the_paper_setting_is_the_papers(tmp_path, monkeypatch):
     assert len(runs) == 5 * len(ROWS)
     for run in runs:
         c = run.config
-        assert (c.model, c.model_options, c.data) == (run.row.model, dict(run.row.options), run.row.data)
+        # Of a network that several rows have, the options are those of the first.
+        assert (c.model, {"shortcut": "identity"} | c.model_options, c.data) == (
+            run.row.model,
+            {"shortcut": "identity"} | run.row.options,
+            run.row.data,
+        )
         assert (c.iterations, c.epochs, c.batch_size, c.dtype) == (64_000, None, 128, "float32")
         assert (c.schedule, c.lr, c.milestones, c.warmup_iterations, c.warmup_lr) == ("steps", 0.1, (32_000, 48_000), 400, 0.01)
         assert (c.momentum, c.nesterov, c.weight_decay, c.decay) == (0.9, False, 1e-4, "conv")
-        assert c.out == tmp_path / run.row.id / f"seed{run.seed}"
+        assert c.out.name == f"seed{run.seed}"
     assert {run.seed for run in runs} == {0, 1, 2, 3, 4}
+    # Five rows of Tables 2 and 3 are rows before them.
+    assert len(share(runs, 0, 1)) == 5 * (len(ROWS) - 5)
 
 
 @pytest.mark.parametrize(
