@@ -18,8 +18,13 @@ CURVES = [
 ]
 
 
-def results(count, curves):
-    return [Result(row, TrainConfig(out=Path()), curves) for row in list(ROWS.values())[:count]]
+OTHERS = [Curve(0, [4, 8, 12], [1.5, 1.2, 1.1], [70.0, 60.0, 55.0], None)]
+
+
+def results(count, curves, others=None):
+    """The first row with `curves`, and all other rows with `others`, by default the same."""
+    first, *rest = list(ROWS.values())[:count]
+    return [Result(row, TrainConfig(out=Path()), curves if row is first else others or curves) for row in (first, *rest)]
 
 
 @pytest.fixture
@@ -61,6 +66,12 @@ def test_few_rows_share_a_panel_of_medians(figure):
             assert x == [4, 8, 12]
             assert y == pytest.approx(values)
             assert (line.get_linestyle() == "-") == (style == "-")
+    for axes, low, high in ((loss, 0.1, 2.2), (error, 2.0, 90.0)):
+        for band in axes.collections:
+            box = band.get_paths()[0].get_extents()
+            assert (box.x0, box.x1, box.y0, box.y1) == pytest.approx((4, 12, low, high))
+        below, above = axes.get_ylim()
+        assert below < low < high < above
 
 
 def test_many_rows_have_a_panel_each_beside_the_first(figure):
@@ -68,3 +79,12 @@ def test_many_rows_have_a_panel_each_beside_the_first(figure):
     names = [axes.get_title(loc="left") for axes in panels if axes.get_title(loc="left")]
     assert names == list(ROWS)[: len(COLOURS) + 1]
     assert all(len(axes.get_lines()) == 2 for axes in panels if axes.get_visible())
+
+
+def test_a_panel_has_the_rows_own_curves_over_those_of_the_first_in_grey(figure):
+    panels = [axes for axes in figure(len(COLOURS) + 1, CURVES, OTHERS).axes if axes.get_visible()]
+    for axes in panels[1 : len(COLOURS) + 1]:
+        grey, own = axes.get_lines()
+        assert drawn(grey)[1] == pytest.approx([2.1, 0.95, 0.15])
+        assert drawn(own) == ([4, 8, 12], [1.5, 1.2, 1.1])
+        assert grey.get_color() != own.get_color()

@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from matplotlib import image
+from matplotlib.figure import Figure
 
 from fused_preact.models import reference_model
 from fused_preact.models.paper_rows import ROWS
 from fused_preact.paper.propagate import measure, small_residuals
-from fused_preact.paper.propagate_plot import draw
+from fused_preact.paper.propagate_plot import INK, draw
 from fused_preact.paper.propagate_report import Case, Setting, batch, companions, figure_cases, network, report, table, write_json
 
 HALF = {"shortcut": "constant_scaling", "shortcut_scale": 0.5}
@@ -210,6 +211,31 @@ def test_a_picture_and_json_of_several_networks(tmp_path):
 
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+
+
+def test_lines_of_the_picture(tmp_path, monkeypatch):
+    """Of every network and depth: gradients over that of the last unit, signals, and what equation (8) predicts on what is measured."""
+    drawn, savefig = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: (drawn.append(self), savefig(self, *args, **kwargs)))
+    networks = json.loads((RESULTS / "propagation.json").read_text())["networks"]
+    draw({"networks": networks}, tmp_path / "figure.png")
+    panels = drawn[0].axes
+    for found in networks:
+        column = ("resnet110", "resnet164").index(found["model"])
+        measured = {
+            key: [unit[key] / found["gradient"] for unit in found["units"]] + [1.0] for key in ("shortcut_gradient", "gradient")
+        } | {"signal": [unit["signal"] for unit in found["units"]] + [found["signal"]]}
+        for axes, (key, values) in zip(panels[column::2], measured.items(), strict=True):
+            (line,) = [line for line in axes.get_lines() if line.get_label() == found["name"]]
+            x, y = line.get_data()
+            assert list(x) == list(range(55)), key
+            assert [value for value in y if not math.isnan(value)] == pytest.approx([value for value in values if value > 1e-18])
+        if found["name"] == "0.5 scaling":
+            dotted = [line.get_data() for line in panels[column].get_lines() if line.get_color() == INK]
+            on_it = [
+                all(y[i] == pytest.approx(measured["shortcut_gradient"][unit], rel=1e-3) for i, unit in enumerate(x)) for x, y in dotted
+            ]
+            assert sum(on_it) >= len(found["runs"]) == 3
 
 
 @pytest.mark.parametrize(
