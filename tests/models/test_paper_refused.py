@@ -6,12 +6,14 @@ import torch
 from fused_preact.models import create_model, load_weights, reference_model
 
 BAD = {
-    "depth-of-basic": ("resnet111", {}, r"unknown model 'resnet111'; did you mean 'resnet110'\? expected a depth of 6n\+2 .* or 9n\+2"),
-    "depth-of-bottlenecks": ("resnet165", {}, r"unknown model 'resnet165'; did you mean 'resnet164'\? expected a depth of 6n\+2"),
+    "depth-of-basic": ("resnet111", {}, r"unknown model 'resnet111'; did you mean 'resnet110'\? expected .* \(6n\+2, .* \(9n\+2, "),
+    "depth-of-bottlenecks": ("resnet165", {}, r"unknown model 'resnet165'; did you mean 'resnet164'\? expected .* \(6n\+2, "),
+    "depth-that-fits": ("resnet32", {}, r"did you mean 'resnet29'\? expected a depth of 20, 56 or 110 \(.* or of 29, 164 or 1001 \("),
     "depth-of-nothing": ("resnet9999", {}, "did you mean 'resnet1001'"),
     "shortcut": ("resnet20", {"shortcut": "gating"}, "unknown shortcut 'gating'; did you mean '(exclusive|shortcut_only)_gating'"),
     "activation": ("resnet20", {"activation": "preact"}, "unknown activation 'preact'; did you mean '(full|relu_only)_preact'"),
-    "memory": ("resnet20", {"memory": "unit"}, "memory: expected 'layer', the one mode .*, got 'unit'"),
+    "no-name": (110, {}, "unknown model 110; did you mean 'resnet110'"),
+    "memory": ("resnet20", {"memory": "unit"}, "memory: expected 'layer', the one mode .*, got 'unit'$"),
     "bias-of-identity": ("resnet20", {"gate_bias": -6}, "gate_bias: .* 'exclusive_gating' or 'shortcut_only_gating', got -6 .* 'identity'"),
     "scale-of-dropout": ("resnet20", {"shortcut": "dropout", "branch_scale": 1}, "branch_scale: expected only with .*'constant_scaling'"),
     "rescaled-conv": ("resnet20", {"shortcut": "conv1x1", "rescaled": True}, "rescaled: expected only with shortcut 'dropout'"),
