@@ -23,7 +23,9 @@ BAD = {
         "shortcut_scale: expected a finite number, got inf",
     ),
     "word-as-bias": ("resnet20", {"shortcut": "exclusive_gating", "gate_bias": "low"}, "gate_bias: expected a finite number, got 'low'"),
+    "yes-as-bias": ("resnet20", {"shortcut": "exclusive_gating", "gate_bias": True}, "gate_bias: expected a finite number, got True"),
     "rate": ("resnet20", {"shortcut": "dropout", "dropout": 1}, "dropout: expected a rate of at least 0 and below 1, got 1"),
+    "yes-as-rate": ("resnet20", {"shortcut": "dropout", "dropout": False}, "dropout: expected a rate .*, got False"),
     "rescaled": ("resnet20", {"shortcut": "dropout", "rescaled": 2}, "rescaled: expected True or False, got 2"),
     "one-layer": ("resnet20", {"one_layer": "no"}, "one_layer: expected True or False, got 'no'"),
     "one-layer-bottleneck": ("resnet164", {"one_layer": True}, "one_layer: expected False with bottlenecks"),
@@ -46,9 +48,14 @@ def test_an_option_that_the_network_does_not_have(name, option, nearest):
         create_model(name, **{option: -6})
 
 
-def test_a_variant_takes_no_other_codes_weights(tmp_path):
-    """The authors' flat list fits ResNet-20 with the original units, norm by norm and convolution by convolution."""
-    path, model = tmp_path / "w.pt", create_model("resnet20")
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"activation": "full_preact", "shortcut": "dropout"}, {"activation": "full_preact", "one_layer": True}],
+    ids=["original", "dropout", "one-layer"],
+)
+def test_a_variant_takes_no_other_codes_weights(tmp_path, options):
+    """The authors' flat list fits ResNet-20 with other units, norm by norm and convolution by convolution."""
+    path, model = tmp_path / "w.pt", create_model("resnet20", **options)
     tensors = [t for key, t in reference_model("preact_resnet20").state_dict().items() if not key.endswith("num_batches_tracked")]
     theirs = [t.shape for key, t in model.state_dict().items() if not key.endswith("num_batches_tracked")]
     assert [t.shape for t in tensors] == theirs
