@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fused_preact._text import unknown
-from fused_preact.models import create_model, load_weights
+from fused_preact.models import architecture, create_model, load_weights
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -57,6 +57,15 @@ def named(kind: str, names: Sequence[str]) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def network(text: str) -> str:
+    """The name of a network; the error tells the nearest, of a depth that no network has the nearest depth."""
+    try:
+        architecture(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def assignment(text: str) -> tuple[str, object]:

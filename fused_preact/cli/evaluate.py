@@ -20,12 +20,13 @@ from fused_preact.cli.arguments import (
     device,
     integer,
     named,
+    network,
     of_data_dir,
 )
 from fused_preact.cli.stored import read
 from fused_preact.cli.train import add_arguments as add_train_arguments
 from fused_preact.data.source import DataError, Source, View
-from fused_preact.models import create_model, list_models
+from fused_preact.models import create_model
 from fused_preact.train.config import TrainConfig
 from fused_preact.train.evaluate import evaluate
 from fused_preact.train.summary import TOP5_CLASSES
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options; those of a run's folder are its own unless given."""
     add = parser.add_argument
     add("weights", type=Path, metavar="PATH", help="a folder of `fused-preact train`, or a file that models.load_weights reads")
-    add("--model", type=named("model", list_models()), metavar="NAME", help="the network (default: the run's)")
+    add("--model", type=network, metavar="NAME", help="the network (default: the run's)")
     add_model_option(parser, "an option of it, for the resnet networks; may be given several times (default: the run's)")
     add("--data", type=named("data set", list(data.DATASETS)), metavar="NAME", help="the data set (default: the run's)")
     add("--data-dir", type=Path, metavar="DIR", help="where it is (default: the run's)")

@@ -23,6 +23,7 @@ from fused_preact.cli.arguments import (
     integer,
     integers,
     named,
+    network,
     number,
     of_data_dir,
 )
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _what(group: argparse._ArgumentGroup) -> None:
     add, default = adder(group), TrainConfig(out=Path())
-    add("--model", named("model", list_models()), f"one of {', '.join(list_models())} (default: {default.model})", "NAME")
+    add("--model", network, f"one of {', '.join(list_models())} (default: {default.model})", "NAME")
     options = "an option of it, for the resnet networks; shortcut=dropout, say, or activation=full_preact; may be given several times"
     add("--model-option", assignment, options, "NAME=VALUE", action=Collect, dest="model_options")
     add("--data", named("data set", list(DATASETS)), f"one of {', '.join(DATASETS)} (default: the recipe's, or {default.data})", "NAME")

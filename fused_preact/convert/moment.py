@@ -9,31 +9,30 @@ import torch
 _hooks: Any = torch._C._autograd
 
 
-def saving_is_watched() -> bool:
-    """Whether somebody looks at what is saved for backward: activation checkpointing, offloading."""
-    return _hooks._top_saved_tensors_default_hooks(False) is not None
-
-
 def transformed() -> bool:
     """Whether a torch.func transform runs: tensors are not what they seem, and kernels would see them."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 class Moment(NamedTuple):
-    """grad: whether gradients were recorded.  watched: whether somebody looked at what is saved."""
+    """grad: whether gradients were recorded.  hooks: of who looked at what is saved for backward (activation checkpointing, offloading)."""
 
     grad: bool
-    watched: bool
+    hooks: tuple[Any, Any] | None
 
     @classmethod
     def now(cls) -> "Moment":
-        return cls(torch.is_grad_enabled(), saving_is_watched())
+        return cls(torch.is_grad_enabled(), _hooks._top_saved_tensors_default_hooks(False))
+
+    @property
+    def watched(self) -> bool:
+        return self.hooks is not None
 
     @contextlib.contextmanager
     def again(self) -> Iterator[None]:
-        """Go back to it. A region of checkpointed code, say, must not save what was called before it began."""
+        """Go back to it. A region of checkpointed code, say, must not save what was called before it began, be that in another region."""
         hidden = []
-        while not self.watched and (pair := _hooks._top_saved_tensors_default_hooks(False)) is not None:
+        while (pair := _hooks._top_saved_tensors_default_hooks(False)) not in (None, self.hooks):
             hidden.append(pair)
             _hooks._pop_saved_tensors_default_hooks()
         try:

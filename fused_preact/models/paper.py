@@ -248,7 +248,7 @@ def _refuse_impossible(architecture: Architecture, memory: str, activation: str,
     if activation not in ORDERS:
         raise ValueError(unknown("activation", activation, ORDERS))
     if memory != "layer":
-        raise ValueError(f"memory: expected 'layer', the one mode of the paper's units, got {memory!r}, which preact_resnet* have")
+        raise ValueError(f"memory: expected 'layer', the one mode of the paper's units (preact_resnet* have others), got {memory!r}")
     if not isinstance(one_layer, bool):
         raise ValueError(f"one_layer: expected True or False, got {one_layer!r}")
     if one_layer and architecture.bottleneck:

@@ -60,11 +60,11 @@ def _made(network: type[nn.Module], name: str, options: Mapping[str, Any]) -> An
 
 def _no_such_depth(name: str) -> str | None:
     """The sentence for `resnet` and a depth that no network has; None for other names."""
-    match = re.fullmatch(r"resnet(\d+)", name)
+    match = re.fullmatch(r"resnet(\d+)", str(name))
     if match is None:
         return None
     near = min(PAPER_ARCHITECTURES, key=lambda known: abs(int(known.removeprefix("resnet")) - int(match[1])))
     return (
-        f"unknown model {name!r}; did you mean {near!r}? expected a depth of 6n+2 (20, 56, 110, of 3x3 layers) or 9n+2 "
-        f"(29, 164, 1001, of bottlenecks)"
+        f"unknown model {name!r}; did you mean {near!r}? expected a depth of 20, 56 or 110 (6n+2, of 3x3 layers) or of 29, 164 or 1001 "
+        "(9n+2, of bottlenecks)"
     )

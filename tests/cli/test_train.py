@@ -130,6 +130,7 @@ def test_cifar_from_every_layout(tmp_path, layout):
     ("arguments", "sentence"),
     [
         (["--model", "preact_resnet165"], "argument --model: unknown model 'preact_resnet165'; did you mean 'preact_resnet164'?"),
+        (["--model", "resnet100"], "argument --model: unknown model 'resnet100'; did you mean 'resnet110'? expected a depth of 20, "),
         (["--data", "digit"], "argument --data: unknown data set 'digit'; did you mean 'digits'?"),
         (["--data", "cifar10"], "argument --data-dir: expected the folder or file that it is read from"),
         (["--data-dir", "x"], "argument --data-dir: expected nothing, because it is read from no file"),

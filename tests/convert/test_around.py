@@ -287,6 +287,11 @@ CHECKPOINTED = {
         "begins and ends inside a triple",
         BORDERS,
     ),
+    "norm and ReLU, then what they precede": (
+        lambda m, h, again: again(lambda z: m.conv1(z) + z[:, :1], again(lambda h: F.relu(m.bn1(h)), h)),
+        "the convolution's region is the first that wants the activation itself",
+        BORDERS,
+    ),
 }
 
 

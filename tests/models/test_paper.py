@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import fused_preact as fp
+from fused_preact.convert.norms import FusedNorm
 from fused_preact.models import create_model, reference_model
 from fused_preact.models.paper import ORDERS
 from fused_preact.models.paper_shortcuts import JOINS, Dropout, Gate
@@ -15,6 +16,7 @@ SCALED = {"shortcut": "constant_scaling"}
 SHORTCUTS = {
     "identity": {"shortcut": "identity"},
     "plain-net": SCALED | {"shortcut_scale": 0},
+    "plain-net-scaled": SCALED | {"shortcut_scale": 0, "branch_scale": 0.5},
     "shortcut-scaled": SCALED | {"shortcut_scale": 0.5},
     "both-scaled": SCALED | {"shortcut_scale": 0.5, "branch_scale": 0.25},
     "exclusive": {"shortcut": "exclusive_gating", "gate_bias": -1.5},
@@ -55,15 +57,17 @@ TAILS = dict.fromkeys(FIGURE_4, "") | {"relu_only_preact": "relu", "full_preact"
 
 
 class Literal:
-    """The network by its formulas, in training mode, from a state_dict alone."""
+    """The network by its formulas, from a state_dict alone."""
 
-    def __init__(self, state, activation, units, layers, shortcut="identity", **options):
-        self.state, self.activation, self.units, self.layers = state, activation, units, layers
+    def __init__(self, state, training, activation, units, layers, shortcut="identity", **options):
+        self.state, self.training, self.activation, self.units, self.layers = state, training, activation, units, layers
         self.shortcut, self.options = shortcut, options
 
     def bn(self, name, x):
-        mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)
-        weight, bias = (self.state[f"{name}.{key}"][:, None, None] for key in ("weight", "bias"))
+        keys = ("weight", "bias", "running_mean", "running_var")
+        weight, bias, mean, var = (self.state[f"{name}.{key}"][:, None, None] for key in keys)
+        if self.training:
+            mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)
         return (x - mean) / (var + 1e-5).sqrt() * weight + bias
 
     def conv(self, name, x, stride=1):
@@ -117,21 +121,29 @@ class Literal:
             g = 1 / (1 + torch.exp(-self.conv(f"{name}.join.gate", x, stride)))
             return (1 - g) * s + (g * h if self.shortcut == "exclusive_gating" else h)
         if self.shortcut == "dropout":
-            kept = F.dropout(torch.ones_like(s), o["dropout"]) > 0
-            return kept * s / (1 - o["dropout"] if o.get("rescaled") else 1) + h
+            mean = 1 if o.get("rescaled") else 1 - o["dropout"]
+            kept = F.dropout(torch.ones_like(s), o["dropout"]) > 0 if self.training else 1 - o["dropout"]
+            return kept * s * mean / (1 - o["dropout"]) + h
         return s + h
 
 
 def assert_is_the_formula(name, activation, **options):
+    """Logits and every gradient, with the statistics of the batch and with the running ones."""
     plain = randomise(reference_model(name, num_classes=5, activation=activation, **options)).double()
     one_layer = options.pop("one_layer", False)
     layers = 3 if name == "resnet29" else 1 if one_layer else 2
-    literal = Literal(plain.state_dict(), activation, 6 if one_layer else 3, layers, **options)
-    x = images()
-    torch.manual_seed(1)
-    wanted = literal(x)
-    torch.manual_seed(1)
-    torch.testing.assert_close(plain(x), wanted, rtol=1e-8, atol=1e-9)
+    parameters = dict(plain.named_parameters())
+    for training in (True, False):
+        # A copy: in training mode the network moves its own statistics.
+        state = {key: value.clone().requires_grad_(key in parameters) for key, value in plain.state_dict().items()}
+        literal = Literal(state, training, activation, 6 if one_layer else 3, layers, **options)
+        outcomes = []
+        for network, weights in ((plain.train(training), parameters), (literal, {key: state[key] for key in parameters})):
+            torch.manual_seed(1)
+            y = network(images())
+            gradients = torch.autograd.grad((y * torch.randn(y.shape, dtype=D)).sum(), list(weights.values()), allow_unused=True)
+            outcomes.append({"y": y} | dict(zip(weights, gradients, strict=True)))
+        assert_same(*outcomes, rtol=1e-7, atol=1e-8)
 
 
 @networks
@@ -221,7 +233,10 @@ FUSED = {
 @pytest.mark.parametrize(("name", "activation"), FUSED)
 def test_what_is_fused(name, activation):
     """Whole units are those around an identity that nobody activated, or around a projection of the first activation."""
-    report = fp.explain(create_model(name, activation=activation), images().float())
+    model = create_model(name, activation=activation)
+    # `explain` would fuse what is not.
+    assert all(isinstance(module, FusedNorm) for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    report = fp.explain(model, images().float())
     assert (report.triples, report.units) == FUSED[name, activation]
 
 
@@ -295,7 +310,28 @@ def test_a_gate_begins_at_the_sigmoid_of_its_bias(shortcut, bias):
         zero, s, h = torch.zeros(1, c, 4, 4), torch.full((1, d, 4 // unit.stride, 4 // unit.stride), 3.0), torch.tensor(5.0)
         branch = 5 * sigmoid if shortcut == "exclusive_gating" else 5
         torch.testing.assert_close(gate(zero, s, h), torch.full_like(s, 3 * (1 - sigmoid) + branch))
-    assert gates[-1].gate.weight.std().item() == pytest.approx((2 / 64) ** 0.5, rel=0.05)
+    # From 32 channels to 64.
+    assert gates[6].gate.weight.std().item() == pytest.approx((2 / 64) ** 0.5, rel=0.05)
+
+
+def test_unless_told_otherwise_a_shortcut_is_the_papers():
+    """Half of it is kept or dropped, the gate begins where the paper's best did, and the branch is as it is."""
+    join = {shortcut: reference_model("resnet20", shortcut=shortcut).layer1[0].join for shortcut in JOINS}
+    assert (join["constant_scaling"].shortcut_scale, join["constant_scaling"].branch_scale) == (0.5, 1)
+    assert (join["dropout"].rate, join["dropout"].mean) == (0.5, 0.5)
+    assert all((join[f"{gating}_gating"].gate.bias == -6).all() for gating in ("exclusive", "shortcut_only"))
+
+
+def test_the_images_need_no_three_channels():
+    assert create_model("resnet20", in_channels=1, num_classes=4)(torch.randn(2, 1, 8, 8)).shape == (2, 4)
+
+
+def test_dropout_of_nothing_is_the_identity():
+    outcomes = []
+    for options in ({"shortcut": "dropout", "dropout": 0}, {}):
+        torch.manual_seed(0)
+        outcomes.append(create_model("resnet20", **options)(images().float()))
+    assert torch.equal(*outcomes)
 
 
 @pytest.mark.parametrize(("rescaled", "values", "mean"), [(False, [0.0, 1.0], 0.5), (True, [0.0, 2.0], 1.0)], ids=["paper", "torch"])
