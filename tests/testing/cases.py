@@ -101,7 +101,8 @@ def every_case(
 ) -> pytest.MarkDecorator:
     """Parametrise by backend, dtype, case and the options `names`: those `crossed`, for an emulated backend those `combined`.
 
-    Triton's interpreter takes seconds for many cases: there the dtypes take turns with the options.
+    Triton's interpreter takes seconds for many cases: there the dtypes take turns with the options, and half of them, every case with
+    others, are slow tests.
 
     The cpu backend comes once more for each instruction set, with those combined.
 
@@ -111,14 +112,16 @@ def every_case(
     for name in [*BACKENDS, *INSTRUCTION_SETS]:
         options = combined if emulated(name) or name in INSTRUCTION_SETS else crossed
         for number, dtype in enumerate(d for d in DTYPES[name] if not (emulated(name) and dtypes) or d in dtypes):
-            own = [options[number % len(options)]] if name == "triton" and emulated(name) else options
+            interpreted = name == "triton" and emulated(name)
+            own = [options[number % len(options)]] if interpreted else options
             # float32 comes once more where it is multiplied as tf32.
             for marks in ((), TF32) if (name, dtype) == ("cuda", torch.float32) else ((),):
                 kind = "tf32" if marks else name_of(dtype)
-                for case in cases:
+                for turn, case in enumerate(cases):
                     if case.refusal(name, dtype) is None:
                         labels = [("-".join([name, kind, case.id, *map(_label, values)]), values) for values in own]
-                        params += [pytest.param(name, dtype, case, *values, id=label, marks=marks) for label, values in labels]
+                        slow = (pytest.mark.slow,) if interpreted and (number + turn) % 2 else ()
+                        params += [pytest.param(name, dtype, case, *values, id=label, marks=(*marks, *slow)) for label, values in labels]
     return pytest.mark.parametrize(("backend", "dtype", "case", *names), params)
 
 
