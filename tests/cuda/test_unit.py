@@ -1,6 +1,6 @@
 """Whole units in one call each way: the bits of the composed primitives, how many launches, what they move."""
 
-from itertools import chain
+from itertools import chain, product
 
 import pytest
 import torch
@@ -18,7 +18,6 @@ from tests.testing.cases import name_of
 pytestmark = needs_simulator
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 FLOAT32 = pytest.param(torch.float32, marks=pytest.mark.tf32, id="tf32")
-dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, FLOAT32], ids=name_of)
 
 # What a mode changes of the i-th layer.
 MODES = {
@@ -28,7 +27,6 @@ MODES = {
     "frozen": lambda i: {"batch": False, "update": False},
     "second-frozen": lambda i: {"batch": False, "update": False} if i == 1 else {},
 }
-modes = pytest.mark.parametrize("mode", MODES)
 
 
 def in_mode(kind: Kind, mode: str) -> Kind:
@@ -88,9 +86,16 @@ def assert_same(got: tuple, wanted: tuple) -> None:
             assert torch.equal(a, b), (i, (a - b).abs().max())
 
 
-@dtypes
-@modes
-@kinds
+def every_kind():
+    """Of kind, mode and dtype: every mode of every kind with one dtype, which take turns, and the other two slow tests."""
+    dtypes = [*(pytest.param(dtype, id=name_of(dtype)) for dtype in (torch.bfloat16, torch.float16)), FLOAT32]
+    for turn, (kind, mode) in enumerate(product(KINDS, MODES)):
+        for number, dtype in enumerate(dtypes):
+            slow = (pytest.mark.slow,) if (turn + number) % len(dtypes) else ()
+            yield pytest.param(KINDS[kind], mode, *dtype.values, id=f"{kind}-{mode}-{dtype.id}", marks=(*dtype.marks, *slow))
+
+
+@pytest.mark.parametrize(("kind", "mode", "dtype"), list(every_kind()))
 def test_is_the_primitives(kind, mode, dtype):
     kind = in_mode(kind, mode)
     t = tensors(kind, dtype)

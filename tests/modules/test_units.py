@@ -122,7 +122,7 @@ def every_kind():
                 yield pytest.param(name, dtype, kind, id=f"{name}-{name_of(dtype)}-{kind.id}", marks=slow)
 
 
-@pytest.mark.parametrize(("backend", "dtype", "kind"), every_kind())
+@pytest.mark.parametrize(("backend", "dtype", "kind"), list(every_kind()))
 def test_is_as_accurate_as_the_plain_unit(kind, dtype, backend):
     device = device_of(backend)
     m, p = (net.to(device) for net in pair(kind, torch.float32))
