@@ -92,3 +92,8 @@ ARCHITECTURES = {
 }
 # Of `models.paper`, where order and shortcut are options.
 PAPER_ARCHITECTURES = {f"resnet{depth}": cifar(depth) for depth in CIFAR_DEPTHS}
+
+
+def paper_depths(bottleneck: bool) -> list[int]:
+    """Depths of the paper's networks for 32x32 images, of bottlenecks (9n+2) or of 3x3 layers (6n+2)."""
+    return [depth for depth in sorted(CIFAR_DEPTHS) if PAPER_ARCHITECTURES[f"resnet{depth}"].bottleneck == bottleneck]

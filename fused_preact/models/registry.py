@@ -9,7 +9,7 @@ from torch import nn
 
 from fused_preact._text import unknown
 from fused_preact.convert import fuse
-from fused_preact.models.architectures import ARCHITECTURES, PAPER_ARCHITECTURES, Architecture
+from fused_preact.models.architectures import ARCHITECTURES, PAPER_ARCHITECTURES, Architecture, paper_depths
 from fused_preact.models.paper import PaperResNet
 from fused_preact.models.reference import ReferenceResNet
 from fused_preact.models.resnet import PreActResNet
@@ -63,8 +63,9 @@ def _no_such_depth(name: str) -> str | None:
     match = re.fullmatch(r"resnet(\d+)", str(name))
     if match is None:
         return None
-    near = min(PAPER_ARCHITECTURES, key=lambda known: abs(int(known.removeprefix("resnet")) - int(match[1])))
+    basic, bottlenecks = paper_depths(False), paper_depths(True)
+    near = min(basic + bottlenecks, key=lambda depth: abs(depth - int(match[1])))
     return (
-        f"unknown model {name!r}; did you mean {near!r}? expected a depth of 20, 56 or 110 (6n+2, of 3x3 layers) or of 29, 164 or 1001 "
-        "(9n+2, of bottlenecks)"
+        f"unknown model {name!r}; did you mean 'resnet{near}'? expected a depth of {', '.join(map(str, basic))} (6n+2, of 3x3 layers) "
+        f"or {', '.join(map(str, bottlenecks))} (9n+2, of bottlenecks)"
     )

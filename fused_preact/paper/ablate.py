@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Self
 from fused_preact import data
 from fused_preact._extras import require
 from fused_preact._files import write_json
-from fused_preact.models import architecture, list_models
+from fused_preact.models import architecture
+from fused_preact.models.architectures import paper_depths
 from fused_preact.models.paper_rows import Row
 from fused_preact.train.config import TrainConfig, differences
 from fused_preact.train.interrupt import Interrupts
@@ -162,13 +163,13 @@ def network(row: Row, depths: Sequence[int]) -> str:
     if not depths:
         return row.model
     bottleneck = architecture(row.model).bottleneck
-    fitting = [int(name[6:]) for name in list_models() if name.startswith("resnet") and architecture(name).bottleneck == bottleneck]
+    fitting = paper_depths(bottleneck)
     for depth in depths:
         if depth in fitting:
             return f"resnet{depth}"
     near = min(fitting, key=lambda depth: min(abs(depth - asked) for asked in depths))
     raise AblationError(
-        f"argument --depth: expected {', '.join(map(str, sorted(fitting)))} for row {row.id}, whose units are "
+        f"argument --depth: expected {', '.join(map(str, fitting))} for row {row.id}, whose units are "
         f"{'bottlenecks (9n+2)' if bottleneck else 'of 3x3 layers (6n+2)'}, got {','.join(map(str, depths))}; the nearest is {near}"
     )
 

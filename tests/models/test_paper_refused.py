@@ -8,7 +8,7 @@ from fused_preact.models import create_model, load_weights, reference_model
 BAD = {
     "depth-of-basic": ("resnet111", {}, r"unknown model 'resnet111'; did you mean 'resnet110'\? expected .* \(6n\+2, .* \(9n\+2, "),
     "depth-of-bottlenecks": ("resnet165", {}, r"unknown model 'resnet165'; did you mean 'resnet164'\? expected .* \(6n\+2, "),
-    "depth-that-fits": ("resnet32", {}, r"did you mean 'resnet29'\? expected a depth of 20, 56 or 110 \(.* or of 29, 164 or 1001 \("),
+    "depth-that-fits": ("resnet32", {}, r"did you mean 'resnet29'\? expected a depth of 20, 56, 110 \(.* or 29, 164, 1001 \("),
     "depth-of-nothing": ("resnet9999", {}, "did you mean 'resnet1001'"),
     "shortcut": ("resnet20", {"shortcut": "gating"}, "unknown shortcut 'gating'; did you mean '(exclusive|shortcut_only)_gating'"),
     "activation": ("resnet20", {"activation": "preact"}, "unknown activation 'preact'; did you mean '(full|relu_only)_preact'"),
