@@ -13,7 +13,7 @@ from fused_preact.ops.unit import Needs
 from tests.cuda.kernels import needs_simulator
 from tests.cuda.units import KINDS, C, Kind, Tensors, case_of, register_composed, tensors
 from tests.ptxsim.simulator import Launch, simulator
-from tests.testing.cases import name_of
+from tests.testing.cases import in_turn, name_of
 
 pytestmark = needs_simulator
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -91,8 +91,8 @@ def every_kind():
     dtypes = [*(pytest.param(dtype, id=name_of(dtype)) for dtype in (torch.bfloat16, torch.float16)), FLOAT32]
     for turn, (kind, mode) in enumerate(product(KINDS, MODES)):
         for number, dtype in enumerate(dtypes):
-            slow = (pytest.mark.slow,) if (turn + number) % len(dtypes) else ()
-            yield pytest.param(KINDS[kind], mode, *dtype.values, id=f"{kind}-{mode}-{dtype.id}", marks=(*dtype.marks, *slow))
+            marks = (*dtype.marks, *in_turn(turn + number, len(dtypes)))
+            yield pytest.param(KINDS[kind], mode, *dtype.values, id=f"{kind}-{mode}-{dtype.id}", marks=marks)
 
 
 @pytest.mark.parametrize(("kind", "mode", "dtype"), list(every_kind()))

@@ -14,7 +14,7 @@ from fused_preact import PreActBlock, PreActBottleneck, PreActSequential
 from fused_preact.bench.accuracy import KINDS as ERRORS
 from fused_preact.models.architectures import UnitPlan
 from fused_preact.models.reference import ReferenceUnit
-from tests.testing.cases import BACKENDS, DTYPES, device_of, emulated, float64_backends, name_of
+from tests.testing.cases import BACKENDS, DTYPES, device_of, emulated, float64_backends, in_turn, name_of
 from tests.testing.numerics import assert_as_accurate
 
 D = torch.float64
@@ -118,7 +118,7 @@ def every_kind():
     for name in BACKENDS:
         for number, dtype in enumerate((torch.float32, torch.bfloat16)):
             for turn, kind in enumerate(KINDS):
-                slow = [pytest.mark.slow] if name == "triton" and emulated(name) and (number + turn) % 2 else []
+                slow = in_turn(number + turn) if name == "triton" and emulated(name) else ()
                 yield pytest.param(name, dtype, kind, id=f"{name}-{name_of(dtype)}-{kind.id}", marks=slow)
 
 

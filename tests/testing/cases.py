@@ -92,6 +92,11 @@ def emulated(backend: str) -> bool:
     return backend in ("cuda", "triton") and device_of(backend) == "cpu"
 
 
+def in_turn(number: int, turns: int = 2) -> tuple[pytest.MarkDecorator, ...]:
+    """Marks of case `number` of a list that is too long for every day: of as many in a row as there are turns, all but one are slow."""
+    return (pytest.mark.slow,) if number % turns else ()
+
+
 def every_case(
     *names: str,
     crossed: Sequence[tuple],
@@ -120,7 +125,7 @@ def every_case(
                 for turn, case in enumerate(cases):
                     if case.refusal(name, dtype) is None:
                         labels = [("-".join([name, kind, case.id, *map(_label, values)]), values) for values in own]
-                        slow = (pytest.mark.slow,) if interpreted and (number + turn) % 2 else ()
+                        slow = in_turn(number + turn) if interpreted else ()
                         params += [pytest.param(name, dtype, case, *values, id=label, marks=(*marks, *slow)) for label, values in labels]
     return pytest.mark.parametrize(("backend", "dtype", "case", *names), params)
 
