@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_dgrad_
     if constexpr (WGRAD) dweight.store(args.parts + int64_t(blockIdx.x) * conv.k * conv.c, conv.k, conv.c);
 }
 
-// Of the shapes of fused_preact/backends/cuda/tiles.py, the one of this tile.
+// Of the shapes of fused_preact/backends/cuda/shapes.py, the one of this tile.
 template <class T, class Body>
 void with_shape(const BnReluConv2dBwd& args, Body&& body) {
     const ConvTile& tile = args.dgrad;
@@ -145,6 +145,8 @@ void with_shape(const BnReluConv2dBwd& args, Body&& body) {
     else
         both(FlatGradShape<T, 128, 64, 16, false, 4, 1, 3>{}) || both(FlatGradShape<T, 64, 128, 32, false, 4, 1, 2>{}) ||
             both(FlatGradShape<T, 128, 16, 64, false, 4, 1, 3>{}) || both(FlatGradShape<T, 128, 32, 128, false, 2, 4, 2>{}) ||
+            both(FlatGradShape<T, 64, 64, 64, false, 2, 2, 2>{}) || both(FlatGradShape<T, 64, 256, 64, false, 4, 2, 1>{}) ||
+            both(FlatGradShape<T, 64, 64, 256, false, 2, 4, 1>{}) ||
             dgrad(FlatGradShape<T, 128, 64, 16, false, 4, 1, 3>{}) || dgrad(FlatGradShape<T, 64, 128, 32, false, 4, 1, 3>{}) ||
             dgrad(FlatGradShape<T, 128, 16, 64, false, 4, 1, 3>{}) || dgrad(FlatGradShape<T, 128, 32, 128, false, 2, 4, 2>{}) ||
             dgrad(FlatGradShape<T, 64, 64, 64, false, 2, 2, 3>{}) || dgrad(FlatGradShape<T, 64, 64, 64, true, 2, 2, 3>{}) ||

@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT)
     grad.store_sums(reinterpret_cast<float*>(staged));
 }
 
-// The shapes of fused_preact/backends/cuda/tiles.py.
+// The shapes of fused_preact/backends/cuda/shapes.py.
 template <class T, class Body>
 void with_shape(const BnReluConv2dBwd& args, Body body) {
     const WindowKernels<true, Body> kernels{args.conv, args.dgrad, args.conv.k, body};

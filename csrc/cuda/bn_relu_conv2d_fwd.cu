@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_fwd_ke
     if (args.stats) statistics.store(args.stats, args.stats_tiles, first, conv.k);
 }
 
-// Of the shapes of fused_preact/backends/cuda/tiles.py, the one of this tile.
+// Of the shapes of fused_preact/backends/cuda/shapes.py, the one of this tile.
 template <class T, class Body>
 bool with_shape(const ConvTile& tile, int channels, Body&& body) {
     auto is = [&](auto shape) {

@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT)
     if (args.stats) statistics.store(args.stats, args.stats_tiles, first, conv.k);
 }
 
-// The shapes of fused_preact/backends/cuda/tiles.py.
+// The shapes of fused_preact/backends/cuda/shapes.py.
 template <class T, class Body>
 void with_shape(const BnReluConv2dFwd& args, Body body) {
     const WindowKernels<false, Body> kernels{args.conv, args.tile, args.conv.c, body};

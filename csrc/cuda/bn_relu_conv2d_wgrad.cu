@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(S::THREADS, S::RESIDENT) bn_relu_conv2d_wgrad_
     store_part<S>(args.parts + int64_t(blockIdx.x) * conv.k * conv.c, sums, conv, k * S::K, c * S::C, 0, 1);
 }
 
-// Of the shapes of fused_preact/backends/cuda/wgrad_tiles.py, the one of this tile.
+// Of the shapes of fused_preact/backends/cuda/shapes.py, the one of this tile.
 template <class T, class Body>
 bool with_shape(const WgradTile& tile, Body&& body) {
     auto is = [&](auto shape) {

@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(S::THREADS* S::GROUPS, S::RESIDENT)
     store_part<S>(args.parts + int64_t(blockIdx.x) * conv.k * conv.taps() * conv.c, sums, conv, first_k, first_c, first_tap, taps.count);
 }
 
-// Of the shapes of fused_preact/backends/cuda/wgrad_tiles.py, the one of this tile. body(shape, Taps of T)
+// Of the shapes of fused_preact/backends/cuda/shapes.py, the one of this tile. body(shape, Taps of T)
 template <class T, class Body>
 bool with_shape(const BnReluConv2dBwd& args, Body&& body) {
     const WgradTile& tile = args.wgrad;

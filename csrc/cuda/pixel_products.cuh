@@ -28,10 +28,18 @@ __device__ inline void multiply_transposed(Accumulators<S>& sums, const char* sl
     }
 }
 
+// How many of the warps lie one below the other over TALL x WIDE tiles: so that each has the least rows and columns of tiles to load.
+constexpr int warps_down(int tall, int wide, int warps) {
+    int best = tall < warps ? tall : warps;
+    for (int down = best / 2; down > 0 && warps / down <= wide; down /= 2)
+        if (tall / down + wide * down / warps < tall / best + wide * best / warps) best = down;
+    return best;
+}
+
 // dweight [SLAB, OUT] of a block's tiles: sum over pixels of dy * z. A warp has DOWN x ACROSS tiles of 16 channels of dy x 16 of z.
 template <class T, class S>
 struct PixelProducts {
-    static constexpr int TALL = S::SLAB / 16, WIDE = S::OUT / 16, WARPS_DOWN = TALL < S::WARPS ? TALL : S::WARPS, WARPS_ACROSS = S::WARPS / WARPS_DOWN;
+    static constexpr int TALL = S::SLAB / 16, WIDE = S::OUT / 16, WARPS_DOWN = warps_down(TALL, WIDE, S::WARPS), WARPS_ACROSS = S::WARPS / WARPS_DOWN;
     static constexpr int DOWN = TALL / WARPS_DOWN, ACROSS = WIDE / WARPS_ACROSS;
     float sums[DOWN][ACROSS][2][4] = {};
 

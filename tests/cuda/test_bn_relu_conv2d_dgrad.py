@@ -5,7 +5,7 @@ import torch
 
 from fused_preact.backends.cuda import tiles
 from fused_preact.backends.cuda.environment import A100
-from fused_preact.backends.cuda.tiles import (
+from fused_preact.backends.cuda.shapes import (
     FLAT_BWD,
     FLAT_GRAD,
     FLAT_GRAD_FLOAT32,
@@ -13,6 +13,8 @@ from fused_preact.backends.cuda.tiles import (
     WINDOW_3X3_GRAD,
     WINDOW_ANY_FLOAT32,
     WINDOW_ANY_GRAD,
+)
+from fused_preact.backends.cuda.tiles import (
     ConvTile,
 )
 from fused_preact.backends.cuda.wgrad_tiles import WgradTile, shared
@@ -268,3 +270,28 @@ def test_counts(dtype, c, k, image, geometry, deferred, instructions):
     least = {"dy": columns * k, "x": c, "out": c} | ({"dy_x": columns * k} if deferred else {})
     moved = sum(done.global_[name][0] for name in least)
     assert moved <= (1.35 if geometry else 1.15) * given.x.numel() // c * sum(least.values()) * dtype.itemsize / 32
+
+
+# Of both gradients in one kernel: fewer than those of two.
+@pytest.mark.parametrize(
+    ("c", "k", "image", "deferred", "instructions"),
+    [
+        (64, 16, (2, 32, 32), True, 45600),
+        (16, 64, (2, 32, 32), False, 28200),
+        (128, 32, (2, 16, 16), True, 26500),
+        (32, 128, (2, 16, 16), False, 17500),
+        (64, 64, (2, 16, 16), True, 24000),
+        (256, 64, (2, 8, 8), True, 16400),
+        (64, 256, (2, 8, 8), False, 11600),
+    ],
+)
+def test_counts_of_both_gradients(c, k, image, deferred, instructions):
+    """Every activation is read once."""
+    given = Given(torch.bfloat16, c, k, image, deferred, add_dz=False)
+    tile = tiles.dgrad_tile(given.problem, 512, A100, True)
+    _, _, done = given(tile, "g", wgrad=shared(tile.blocks))
+    assert done.instructions <= instructions * image[0]
+    assert done.shared[0] <= 1.25 * done.shared[1]
+    pixels = given.x.numel() // c
+    least = {"dy": k, "x": c, "out": c} | ({"dy_x": k} if deferred else {})
+    assert {name: done.global_[name][0] * 32 for name in least} == {name: pixels * channels * 2 for name, channels in least.items()}

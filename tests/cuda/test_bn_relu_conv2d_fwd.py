@@ -8,13 +8,15 @@ import torch
 import torch.nn.functional as F
 
 from fused_preact.backends.cuda.environment import A100
-from fused_preact.backends.cuda.tiles import (
+from fused_preact.backends.cuda.shapes import (
     FLAT,
     FLAT_FLOAT32,
     WINDOW_3X3,
     WINDOW_3X3_FLOAT32,
     WINDOW_ANY,
     WINDOW_ANY_FLOAT32,
+)
+from fused_preact.backends.cuda.tiles import (
     ConvTile,
     flat_fwd_bytes,
     flat_fwd_tile,

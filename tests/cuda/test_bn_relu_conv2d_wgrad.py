@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from fused_preact.backends.cuda.environment import A100
+from fused_preact.backends.cuda.shapes import (
+    FLAT_WGRAD,
+    FLAT_WGRAD_FLOAT32,
+    WINDOW_3X3_WGRAD,
+    WINDOW_3X3_WGRAD_FLOAT32,
+    WINDOW_ANY_WGRAD,
+)
 from fused_preact.backends.cuda.wgrad_tiles import (
-    FLAT,
-    FLAT_FLOAT32,
-    WINDOW_3X3,
-    WINDOW_3X3_FLOAT32,
-    WINDOW_ANY,
     WgradTile,
     flat_wgrad_bytes,
     wgrad_tile,
@@ -72,7 +74,9 @@ def id_of(shape):
     return "x".join(map(str, shape))
 
 
-FLAT_KERNELS = [pytest.param(d, s, id=f"{name_of(d)}-{id_of(s)}") for d, s in of_dtypes([(s,) for s in FLAT], [(s,) for s in FLAT_FLOAT32])]
+FLAT_KERNELS = [
+    pytest.param(d, s, id=f"{name_of(d)}-{id_of(s)}") for d, s in of_dtypes([(s,) for s in FLAT_WGRAD], [(s,) for s in FLAT_WGRAD_FLOAT32])
+]
 
 
 @deferrals
@@ -95,9 +99,9 @@ def fits(dtype, conv, shape):
 SEVEN = ((7, 7), (2, 2), (3, 3), (1, 1))
 WINDOW_KERNELS = [
     pytest.param(dtype, conv, shape, id=f"{name_of(dtype)}-{name}-{id_of(shape)}")
-    for dtype, dense in of_dtypes([(WINDOW_3X3,)], [(WINDOW_3X3_FLOAT32,)])
+    for dtype, dense in of_dtypes([(WINDOW_3X3_WGRAD,)], [(WINDOW_3X3_WGRAD_FLOAT32,)])
     for name, conv in (WINDOWS | {"7x7-stride2": SEVEN}).items()
-    for shape in (dense if name in ("3x3", "3x3-unpadded") else WINDOW_ANY)
+    for shape in (dense if name in ("3x3", "3x3-unpadded") else WINDOW_ANY_WGRAD)
     if (conv is not SEVEN or shape.taps > 1) and fits(dtype, conv, shape)
 ]
 

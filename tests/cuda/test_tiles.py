@@ -8,13 +8,18 @@ import torch
 
 from fused_preact.backends import backend
 from fused_preact.backends.cuda.environment import A100, Device
-from fused_preact.backends.cuda.tiles import (
+from fused_preact.backends.cuda.shapes import (
     FLAT,
     FLAT_BWD,
     FLAT_GRAD,
-    THREADS,
+    FLAT_WGRAD,
     WINDOW_3X3_GRAD,
+    WINDOW_3X3_WGRAD,
     WINDOW_ANY_GRAD,
+    WINDOW_ANY_WGRAD,
+)
+from fused_preact.backends.cuda.tiles import (
+    THREADS,
     Axis,
     bn_grid,
     dgrad_tile,
@@ -26,8 +31,7 @@ from fused_preact.backends.cuda.tiles import (
     transposed_window_side,
     window_side,
 )
-from fused_preact.backends.cuda.wgrad_tiles import FLAT as FLAT_WGRAD
-from fused_preact.backends.cuda.wgrad_tiles import WINDOW_3X3, WINDOW_ANY, wgrad_tile
+from fused_preact.backends.cuda.wgrad_tiles import wgrad_tile
 from fused_preact.backends.layout import tiles
 from fused_preact.backends.records import Case, Conv
 from fused_preact.models.shapes import LAYER_SHAPES
@@ -128,12 +132,37 @@ def test_dgrad_tile(n, layer, device):
     assert not both or (p.c <= tile.out and p.k <= tile.slab)
 
 
-def test_both_gradients_where_shared_memory_has_room():
-    """Of 128 channels they need 113 KB."""
-    p = problem((8, 128, 16, 16), (32, 128, 1, 1), (1, 1), (0, 0), (1, 1))
-    assert shares_wgrad(p, "g", A100)
-    assert not shares_wgrad(p, "g", RTX4090)
-    assert not shares_wgrad(p, "dx", A100)
+def flat(c, k):
+    return problem((8, c, 16, 16), (k, c, 1, 1), (1, 1), (0, 0), (1, 1))
+
+
+# 113 and 137 KB.
+@pytest.mark.parametrize(("c", "k"), [(128, 32), (256, 64)])
+def test_both_gradients_where_shared_memory_has_room(c, k):
+    assert shares_wgrad(flat(c, k), "g", A100)
+    assert not shares_wgrad(flat(c, k), "g", RTX4090)
+    assert not shares_wgrad(flat(c, k), "dx", A100)
+
+
+@pytest.mark.parametrize(
+    ("c", "k", "shape"),
+    [
+        (16, 16, (64, 16)),
+        (64, 32, (64, 64)),
+        (32, 64, (128, 32)),
+        (64, 256, (256, 64)),
+        (192, 48, (64, 256)),
+        (128, 64, None),
+        (256, 65, None),
+    ],
+)
+def test_shapes_of_both_gradients(c, k, shape):
+    """The smallest that has all channels; no large one half of which would be zeros."""
+    p = flat(c, k)
+    assert shares_wgrad(p, "g", A100) == (shape is not None)
+    if shape:
+        tile = dgrad_tile(p, 512, A100, True)
+        assert (tile.slab, tile.out) == shape
 
 
 @needs_simulator
@@ -168,7 +197,7 @@ def test_sides_of_windows(axis, outputs, wanted):
 def test_wgrad_tile(layer, n, device):
     p = problem_of(layer, n)
     tile = wgrad_tile(p, device)
-    shapes = FLAT_WGRAD if p.pointwise else WINDOW_3X3 if p.dense_3x3 else WINDOW_ANY
+    shapes = FLAT_WGRAD if p.pointwise else WINDOW_3X3_WGRAD if p.dense_3x3 else WINDOW_ANY_WGRAD
     # 8 warps a multiprocessor fit.
     shape = next(s for s in shapes if (s.pixels, s.k, s.c) == (tile.pixels, tile.k, tile.c))
     assert tile.shared * 2 // shape.groups + 2048 <= device.shared_limit

@@ -11,6 +11,21 @@ from typing import NamedTuple
 import torch
 
 from fused_preact.backends.cuda.environment import Device
+from fused_preact.backends.cuda.shapes import (
+    FLAT,
+    FLAT_BWD,
+    FLAT_FLOAT32,
+    FLAT_GRAD,
+    FLAT_GRAD_FLOAT32,
+    WINDOW_3X3,
+    WINDOW_3X3_FLOAT32,
+    WINDOW_3X3_GRAD,
+    WINDOW_ANY,
+    WINDOW_ANY_FLOAT32,
+    WINDOW_ANY_GRAD,
+    Shape,
+    Shapes,
+)
 
 CHUNK_BYTES = 16
 # Of a block of a norm's kernel.
@@ -79,105 +94,8 @@ class Problem(NamedTuple):
         return all((a.kernel, a.stride, a.dilation) == (3, 1, 1) for a in (self.y, self.x))
 
 
-class Shape(NamedTuple):
-    """Of a block of a convolution's kernel: its tile of pixels, warps, and how many share a multiprocessor's registers, if there is one
-    slab or more (0: no such kernel)."""
-
-    height: int
-    width: int
-    warps: int
-    one_slab: int
-    slabs: int = 0
-
-    @property
-    def pixels(self) -> int:
-        return self.height * self.width
-
-
-Shapes = dict[tuple[int, int], Shape]
-
-# What csrc/cuda/bn_relu_conv2d_fwd.cu is compiled for, by input channels at a time and output channels. More of both would spill registers,
-# or leave no room for a second block.
-FLAT: Shapes = {
-    (16, 16): Shape(1, 128, 4, 4),
-    (16, 32): Shape(1, 128, 4, 4),
-    (16, 64): Shape(1, 128, 4, 3),
-    (32, 16): Shape(1, 128, 4, 4),
-    (32, 32): Shape(1, 128, 4, 4),
-    (32, 64): Shape(1, 128, 4, 3),
-    (32, 128): Shape(1, 128, 8, 2),
-    (64, 16): Shape(1, 128, 4, 4, 4),
-    (64, 32): Shape(1, 128, 4, 3, 3),
-    (64, 64): Shape(1, 64, 4, 3, 3),
-    (64, 128): Shape(1, 64, 4, 3, 2),
-}
-FLAT_FLOAT32: Shapes = {
-    (64, 16): Shape(1, 128, 4, 3),
-    (32, 32): Shape(1, 128, 4, 4, 3),
-    (16, 64): Shape(1, 128, 4, 3),
-    (32, 64): Shape(1, 64, 4, 4, 3),
-}
-# bn_relu_conv2d_fwd_window.cu: for 3x3 taps without stride and dilation, and for any.
-WINDOW_3X3 = {
-    (16, 16): Shape(16, 16, 4, 4),
-    (32, 32): Shape(16, 16, 8, 2),
-    (64, 32): Shape(8, 8, 4, 3),
-    (64, 64): Shape(8, 8, 8, 2),
-    (32, 64): Shape(8, 16, 8, 0, 1),
-}
-WINDOW_ANY = {
-    (16, 32): Shape(8, 16, 4, 4),
-    (32, 32): Shape(8, 16, 4, 4),
-    (32, 64): Shape(8, 16, 8, 2, 2),
-}
-# Of float32 the same table serves both.
-WINDOW_3X3_FLOAT32 = {
-    (16, 16): Shape(16, 16, 8, 2),
-    (32, 32): Shape(16, 8, 8, 2),
-    (16, 32): Shape(8, 8, 4, 0, 3),
-    (16, 64): Shape(8, 8, 8, 0, 2),
-}
-WINDOW_ANY_FLOAT32 = {
-    (16, 32): Shape(8, 8, 4, 4, 4),
-    (16, 64): Shape(8, 8, 8, 2, 2),
-}
-# bn_relu_conv2d_dgrad_window.cu, by channels of dy at a time and channels of x.
-WINDOW_3X3_GRAD = {
-    (16, 16): Shape(16, 16, 4, 4),
-    (32, 32): Shape(16, 16, 8, 2),
-    (64, 32): Shape(8, 8, 4, 3),
-    (64, 64): Shape(8, 8, 8, 2),
-    (32, 64): Shape(8, 16, 8, 0, 1),
-}
-WINDOW_ANY_GRAD = {
-    (16, 32): Shape(8, 16, 4, 3),
-    (32, 32): Shape(8, 16, 4, 3),
-    (32, 64): Shape(8, 16, 8, 1, 1),
-}
-# bn_relu_conv2d_dgrad.cu, likewise.
-FLAT_GRAD = {
-    (64, 16): Shape(1, 128, 4, 3),
-    (128, 32): Shape(1, 64, 4, 3),
-    (16, 64): Shape(1, 128, 4, 3),
-    (64, 64): Shape(1, 64, 4, 3, 3),
-    (32, 128): Shape(1, 128, 8, 2),
-    (64, 128): Shape(1, 64, 4, 2, 2),
-    (64, 256): Shape(1, 64, 8, 1),
-}
-FLAT_GRAD_FLOAT32: Shapes = {
-    (64, 16): Shape(1, 128, 4, 3),
-    (32, 32): Shape(1, 128, 4, 3, 3),
-    (16, 64): Shape(1, 64, 4, 3),
-    (32, 64): Shape(1, 64, 4, 3, 3),
-}
-# The same kernel where it computes dweight too, whose sums take registers.
-FLAT_BWD = {
-    (64, 16): Shape(1, 128, 4, 3),
-    (128, 32): Shape(1, 64, 4, 2),
-    (16, 64): Shape(1, 128, 4, 3),
-    (32, 128): Shape(1, 128, 8, 2),
-}
 PARTS_SHARE = 4
+SMALL_DWEIGHT = 4096
 WIDEST_SLAB = 64
 LIBRARY_CHANNELS = 128
 # csrc/cuda/window.h
@@ -263,9 +181,9 @@ def dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool = False)
 def _flat_dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool) -> ConvTile | None:
     shapes = FLAT_BWD if with_wgrad else flat_grad_shapes(p.itemsize)
     pixels = p.n * p.y.size * p.x.size
-    # A block of 256 channels reads dy once, and leaves few blocks: not where a quarter of the multiprocessors would be idle.
-    widest = 256 if 4 * _parts(pixels, FLAT_GRAD[64, 256].pixels) >= 3 * device.multiprocessors else 128
-    shapes = {key: shape for key, shape in shapes.items() if key[1] <= widest}
+    if not with_wgrad and 4 * _parts(pixels, FLAT_GRAD[64, 256].pixels) < 3 * device.multiprocessors:
+        # A block of 256 channels reads dy once, and leaves few blocks: not where a quarter of the multiprocessors would be idle.
+        shapes = {key: shape for key, shape in shapes.items() if key[1] < 256}
     key = _key(shapes, p.k, p.c, lambda slab, out: flat_dgrad_bytes(slab, out, p.k, with_wgrad, p.itemsize), device)
     if key is None:
         return None
@@ -283,7 +201,10 @@ def shares_wgrad(p: Problem, emit: str, device: Device) -> bool:
     if p.itemsize == 4:
         return False
     fitting = [key for key in FLAT_BWD if flat_dgrad_bytes(*key, p.k, True) <= device.shared_limit]
-    return emit in ("dz", "g", "sums") and p.pointwise and any(p.k <= slab and p.c <= out for slab, out in fitting)
+    # What a large block multiplies of channels that are not there costs more instructions than reading once saves.
+    return (emit in ("dz", "g", "sums") and p.pointwise) and any(
+        p.k <= slab and p.c <= out and (slab * out <= SMALL_DWEIGHT or 2 * p.k * p.c > slab * out) for slab, out in fitting
+    )
 
 
 def _key(

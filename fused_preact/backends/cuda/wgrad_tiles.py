@@ -3,6 +3,14 @@
 from typing import NamedTuple
 
 from fused_preact.backends.cuda.environment import Device
+from fused_preact.backends.cuda.shapes import (
+    FLAT_WGRAD,
+    FLAT_WGRAD_FLOAT32,
+    WINDOW_3X3_WGRAD,
+    WINDOW_3X3_WGRAD_FLOAT32,
+    WINDOW_ANY_WGRAD,
+    WgradShape,
+)
 from fused_preact.backends.cuda.tiles import MOST_PHASES, MOST_TAPS, Problem, _parts, _summed_row, window_side
 
 
@@ -16,29 +24,6 @@ class WgradTile(NamedTuple):
     shared: int
 
 
-class Shape(NamedTuple):
-    """Of a block of a kernel: the tile of output pixels of each of its groups of 4 warps, output and input channels, and taps."""
-
-    height: int
-    width: int
-    k: int
-    c: int
-    taps: int = 1
-    groups: int = 1
-
-    @property
-    def pixels(self) -> int:
-        return self.height * self.width
-
-
-# What csrc/cuda/bn_relu_conv2d_wgrad.cu is compiled for. More channels would leave too few blocks where the pixels are few.
-FLAT = (Shape(1, 128, 16, 64), Shape(1, 128, 64, 16), Shape(1, 128, 32, 64), Shape(1, 128, 64, 32), Shape(1, 64, 64, 64))
-# bn_relu_conv2d_wgrad_window.cu: for 3x3 taps without stride and dilation, and for any. What two groups add up is one part.
-WINDOW_3X3 = (Shape(32, 8, 16, 16, 9, 2), Shape(8, 8, 32, 32, 9, 2), Shape(16, 8, 32, 32, 9, 2))
-WINDOW_ANY = (Shape(8, 8, 64, 64, 1, 2), Shape(8, 8, 32, 32, 9, 2))
-# Of float32 the next tile takes twice the registers: half as many pixels.
-FLAT_FLOAT32 = (Shape(1, 64, 16, 64), Shape(1, 64, 64, 16), Shape(1, 64, 32, 64), Shape(1, 64, 64, 32), Shape(1, 64, 64, 64))
-WINDOW_3X3_FLOAT32 = (Shape(16, 8, 16, 16, 9, 2), Shape(8, 8, 32, 32, 9, 2))
 # Groups that share a multiprocessor's registers.
 RESIDENT_GROUPS = 2
 # Elements of dweight that the warps of a group have at least between them, where they share out pixels.
@@ -53,7 +38,7 @@ def shared(parts: int) -> WgradTile:
 def wgrad_tile(p: Problem, device: Device) -> WgradTile | None:
     """None if no tile fits the device."""
     if p.pointwise:
-        shapes = FLAT_FLOAT32 if p.itemsize == 4 else FLAT
+        shapes = FLAT_WGRAD_FLOAT32 if p.itemsize == 4 else FLAT_WGRAD
         shape = next(s for s in shapes if s.k >= min(p.k, shapes[-1].k) and s.c >= min(p.c, shapes[-1].c))
         tiles, shared = _parts(p.n * p.y.out * p.x.out, shape.pixels), flat_wgrad_bytes(shape, p.itemsize)
     else:
@@ -64,12 +49,12 @@ def wgrad_tile(p: Problem, device: Device) -> WgradTile | None:
     return WgradTile(shape.pixels, shape.k, shape.c, _parts_of(p, shape, tiles, device), shared)
 
 
-def flat_wgrad_bytes(shape: Shape, itemsize: int = 2) -> int:
+def flat_wgrad_bytes(shape: WgradShape, itemsize: int = 2) -> int:
     """dy and z of a tile."""
     return shape.pixels * (_pixel(shape.k, itemsize) + _pixel(shape.c, itemsize))
 
 
-def window_wgrad_bytes(p: Problem, shape: Shape) -> int:
+def window_wgrad_bytes(p: Problem, shape: WgradShape) -> int:
     """dy and the window of z of each tile, or later sums of half the warps, each of which has a part of the pixels or of the channels."""
     window = window_side(p.y, shape.height) * window_side(p.x, shape.width) * _summed_row(shape.c, p.itemsize)
     sums = 4 * max(shape.k * shape.c, LEAST_BLOCK) * shape.taps
@@ -81,16 +66,16 @@ def _pixel(channels: int, itemsize: int) -> int:
     return itemsize * channels if itemsize == 2 else _summed_row(channels, itemsize)
 
 
-def _window_shape(p: Problem) -> Shape:
+def _window_shape(p: Problem) -> WgradShape:
     if not p.dense_3x3:
-        return WINDOW_ANY[p.taps > 1]
-    narrow, low, *high = WINDOW_3X3_FLOAT32 if p.itemsize == 4 else WINDOW_3X3
+        return WINDOW_ANY_WGRAD[p.taps > 1]
+    narrow, low, *high = WINDOW_3X3_WGRAD_FLOAT32 if p.itemsize == 4 else WINDOW_3X3_WGRAD
     if max(p.k, p.c) <= narrow.k:
         return narrow
     return high[0] if high and p.y.out > low.height else low
 
 
-def _parts_of(p: Problem, shape: Shape, tiles: int, device: Device) -> int:
+def _parts_of(p: Problem, shape: WgradShape, tiles: int, device: Device) -> int:
     """How many blocks share out the tiles.
 
     All that the device has at once, if their parts, which are written and read again with 4 bytes an element, stay a quarter of the
