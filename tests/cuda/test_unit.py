@@ -1,4 +1,4 @@
-"""Whole units in one call each way: the bits of the composed primitives, how many launches, what they move."""
+"""Whole units in one call each way: the bits of the composed primitives, refusals, failures."""
 
 from itertools import chain, product
 
@@ -11,8 +11,8 @@ from fused_preact.backends.records import Conv, Layer, Unit
 from fused_preact.ops import unit as composed
 from fused_preact.ops.unit import Needs
 from tests.cuda.kernels import needs_simulator
-from tests.cuda.units import KINDS, C, Kind, Tensors, case_of, register_composed, tensors
-from tests.ptxsim.simulator import Launch, simulator
+from tests.cuda.units import KINDS, C, Kind, Tensors, bwd, case_of, copies, fwd, plan_of, register_composed, tensors
+from tests.ptxsim.simulator import simulator
 from tests.testing.cases import in_turn, name_of
 
 pytestmark = needs_simulator
@@ -41,36 +41,6 @@ def backends(kind: Kind, t: Tensors) -> tuple[str, str]:
 
     assert cuda.why_not_unit(kind.unit, case_of(kind, t)) is None
     return "cuda", register_composed(two_dgrads(kind.unit, t.x.shape, t.params[2].shape, t.x.dtype))
-
-
-# In autograd's Functions nobody differentiates: primitives are called, and not their operators.
-@torch.no_grad()
-def fwd(backend: str, kind: Kind, t: Tensors, keep: bool = True, stats: Tensor | None = None, want_stats: bool = True) -> tuple:
-    return composed.unit_fwd(kind.unit, t.x, stats, t.projection, t.params, t.buffers, keep, want_stats, backend)
-
-
-@torch.no_grad()
-def bwd(backend: str, kind: Kind, t: Tensors, bns: Tensor, inner: tuple[Tensor, ...], needs: Needs | None = None) -> tuple:
-    # Backward finds gamma and beta in bns.
-    params = [p if i % 3 == 2 else None for i, p in enumerate(t.params)]
-    return composed.unit_bwd(kind.unit, t.dy, t.x, bns, inner, t.projection, params, needs or all_of(kind), backend)
-
-
-def plan_of(kind: Kind, t: Tensors) -> object:
-    from fused_preact.backends.cuda.unit_plan import plan
-
-    weights = tuple((w.shape, w.stride()) for w in t.params[2::3])
-    return plan(kind.unit, t.x.dtype, t.x.shape, weights, None, True, None)
-
-
-def all_of(kind: Kind) -> Needs:
-    layers = kind.unit.layers
-    return Needs(True, kind.unit.projection is not None, tuple(layer.norm for layer in layers), (True,) * len(layers))
-
-
-def copies(t: Tensors) -> Tensors:
-    """With buffers of its own."""
-    return t._replace(buffers=[b.clone() for b in t.buffers])
 
 
 def flat(result: tuple) -> list[Tensor | None]:
@@ -238,88 +208,6 @@ def test_same_bits_in_any_order_of_threads():
         got = [y, stats, bns, *flat(bwd("cuda", kind, t, bns, inner))]
         first = first or got
         assert_same(got, first)
-
-
-def step(kind: Kind, t: Tensors) -> list[Launch]:
-    """The launches of forward and backward in the middle of a chain, where statistics are given and wanted."""
-    stats = torch.ones(1, 3, t.x.size(1))
-    sim = simulator()
-    sim.clear()
-    _, _, bns, inner = fwd("cuda", kind, copies(t), stats=stats)
-    bwd("cuda", kind, t, bns, inner)
-    return sim.launches()
-
-
-def names(launches: list[Launch], *parts: str) -> list[int]:
-    return [sum(part in launch.kernel for launch in launches) for part in parts]
-
-
-# Inner gradients are deferred: bn_bwd only ends the chain, where a second dgrad does not.
-@pytest.mark.parametrize(
-    ("kind", "count", "bn_bwd"), [("bottleneck", 15, 0), ("shared-bottleneck", 16, 0), ("block", 13, 1)], ids=lambda v: str(v)
-)
-def test_launches_of_a_step(kind, count, bn_bwd):
-    kind = KINDS[kind]
-    launches = step(kind, tensors(kind))
-    assert names(launches, "bn_bwd_kernel", "bn_stats_kernel") == [bn_bwd, 0]
-    assert len(launches) <= count
-
-
-@pytest.fixture
-def on_device(monkeypatch):
-    """A function: plans are for a device of so many multiprocessors, until the test ends."""
-    from fused_preact.backends.cuda import bn, conv, environment, unit_plan
-
-    def forget():
-        for planned in (bn._grid, conv.fwd_plan, conv.bwd_plan, unit_plan.plan):
-            planned.cache_clear()
-
-    def on(multiprocessors):
-        monkeypatch.setattr(environment, "device", lambda index: environment.A100._replace(multiprocessors=multiprocessors))
-        forget()
-
-    yield on
-    forget()
-
-
-ACTIVATIONS = ("x", "y", "dy", "dx", "inner0", "inner1", "g0", "g1", "dz")
-SECTOR = 32
-
-
-# Forward has 16w of it. Of 8 images of 8x8 blocks share out channels, to be more, and read the same pixels; not where there is a tile for
-# each multiprocessor, as of 128 images on an H200.
-@pytest.mark.parametrize(
-    ("w", "shape", "multiprocessors", "most"),
-    [(16, (4, 32, 32), 108, 50), (32, (4, 16, 16), 108, 51), (64, (8, 8, 8), 108, 57.1), (64, (8, 8, 8), 8, 53.1)],
-    ids=["stage1", "stage2", "stage3", "stage3-as-of-128-images"],
-)
-def test_elements_moved_by_a_bottleneck(w, shape, multiprocessors, most, on_device):
-    """Of activations, a pixel; in 15 launches."""
-    on_device(multiprocessors)
-    kind = Kind(KINDS["bottleneck"].unit, (w, w, 4 * w))
-    t = tensors(kind, shape=shape, c=4 * w)
-    launches = step(kind, t)
-    assert len(launches) == 15
-    sectors = sum(count for launch in launches for name, (count, _) in launch.global_.items() if name in ACTIVATIONS)
-    n, height, width = shape
-    assert sectors * SECTOR / t.x.element_size() / (n * height * width) <= most * w
-
-
-def test_activations_in_the_workspace():
-    """Backward has the gradients of two inner activations, and what it computes again; pieces begin at lines and do not overlap."""
-    kind = KINDS["bottleneck"]
-    made = plan_of(kind, tensors(kind, shape=(8, 32, 32)))
-    inner = 8 * 32 * 32 * kind.out[0] * 2
-    again = {"inner0": inner, "inner1": inner}
-    for pieces, wanted in (
-        (made.fwd_pieces[True], {}),
-        (made.fwd_pieces[False], again),
-        (made.bwd_pieces[True], {"g0": inner, "g1": inner}),
-        (made.bwd_pieces[False], {"g0": inner, "g1": inner} | again),
-    ):
-        assert {name: size for name, _, size in pieces if name in ACTIVATIONS} == wanted
-        ends = [0, *(offset + size for _, offset, size in pieces)]
-        assert all(offset >= end and offset % 128 == 0 for (_, offset, _), end in zip(pieces, ends, strict=False))
 
 
 def refuse(**changes: object) -> str:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from fused_preact.backends import register
 from fused_preact.backends.records import Case, Conv, Layer, Unit, allows_tf32
+from fused_preact.ops import unit as composed
+from fused_preact.ops.unit import Needs
 
 C, W = 32, 8
 FLAT, WINDOW = Conv(), Conv(padding=(1, 1))
@@ -87,3 +89,33 @@ def register_composed(two_dgrads: bool) -> str:
     name = f"cuda, composed, {two_dgrads}"
     register(name, SimpleNamespace(**primitives, unavailable=cuda.unavailable, why_not=cuda.why_not, TWO_DGRADS=two_dgrads))
     return name
+
+
+# In autograd's Functions nobody differentiates: primitives are called, and not their operators.
+@torch.no_grad()
+def fwd(backend: str, kind: Kind, t: Tensors, keep: bool = True, stats: Tensor | None = None, want_stats: bool = True) -> tuple:
+    return composed.unit_fwd(kind.unit, t.x, stats, t.projection, t.params, t.buffers, keep, want_stats, backend)
+
+
+@torch.no_grad()
+def bwd(backend: str, kind: Kind, t: Tensors, bns: Tensor, inner: tuple[Tensor, ...], needs: Needs | None = None) -> tuple:
+    # Backward finds gamma and beta in bns.
+    params = [p if i % 3 == 2 else None for i, p in enumerate(t.params)]
+    return composed.unit_bwd(kind.unit, t.dy, t.x, bns, inner, t.projection, params, needs or all_of(kind), backend)
+
+
+def plan_of(kind: Kind, t: Tensors) -> object:
+    from fused_preact.backends.cuda.unit_plan import plan
+
+    weights = tuple((w.shape, w.stride()) for w in t.params[2::3])
+    return plan(kind.unit, t.x.dtype, t.x.shape, weights, None, True, None)
+
+
+def all_of(kind: Kind) -> Needs:
+    layers = kind.unit.layers
+    return Needs(True, kind.unit.projection is not None, tuple(layer.norm for layer in layers), (True,) * len(layers))
+
+
+def copies(t: Tensors) -> Tensors:
+    """With buffers of its own."""
+    return t._replace(buffers=[b.clone() for b in t.buffers])
