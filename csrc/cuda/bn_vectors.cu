@@ -1,23 +1,26 @@
-// What becomes of statistics and sums: the vectors of a norm, the coefficients of its backward. A thread has one channel and some tiles.
+// What becomes of statistics and sums: the vectors of a norm, the coefficients of its backward. A thread has one channel and some of the tiles.
 #include "kernels.h"
 #include "launch.cuh"
 
 namespace fused_preact::cuda {
 namespace {
 
-constexpr int LANES = 32, GROUPS = 8;
+// These kernels take the time of their longest chain of loads and additions: so there are many groups of threads, and each has AT_ONCE tiles on their
+// way together.
+constexpr int LANES = 16, GROUPS = 32, THREADS = LANES * GROUPS, AT_ONCE = 4;
 
-// In double: where the mean is large, float32 would lose the little by which tiles differ.
-struct Merged {
-    double count = 0, mean = 0, m2 = 0;
+// count, sum n*d and sum m2 + n*d^2, where d is by how much a tile's mean differs from that of the first. In double: where the mean is large, float32
+// would lose the little by which tiles differ.
+struct Moments {
+    double count = 0, first = 0, second = 0;
 
-    // Chan: mean = mean + delta*n/total,  m2 = m2 + m2' + delta^2*count*n/total
-    __device__ void add(const Merged& other) {
-        if (other.count == 0) return;
-        const double total = count + other.count, share = other.count / total, delta = other.mean - mean;
-        mean += delta * share;
-        m2 += other.m2 + delta * delta * (count * share);
-        count = total;
+    __device__ void add(const Moments& other) {
+        count += other.count;
+        first += other.first;
+        second += other.second;
+    }
+    __device__ Moments of_other_half() const {
+        return {__shfl_xor_sync(~0u, count, LANES), __shfl_xor_sync(~0u, first, LANES), __shfl_xor_sync(~0u, second, LANES)};
     }
 };
 
@@ -28,77 +31,109 @@ struct Pair {
         g += other.g;
         gx += other.gx;
     }
+    __device__ Pair of_other_half() const { return {__shfl_xor_sync(~0u, g, LANES), __shfl_xor_sync(~0u, gx, LANES)}; }
 };
 
-// of(tile, channel) of all tiles, added in a fixed order. The result is that of the threads of group 0 whose channel exists.
-template <class Value, class Of>
-__device__ Value over_tiles(int tiles, int channels, int channel, Of&& of) {
-    __shared__ Value all[GROUPS][LANES];
+__device__ int own_channel() { return blockIdx.x * LANES + threadIdx.x % LANES; }
+// Whether the thread is the one that has the result of its channel.
+__device__ bool has_result(int channels) { return threadIdx.x < LANES && own_channel() < channels; }
+
+// of(vectors of a tile) of all tiles, [tiles, VECTORS, channels], added in a fixed order. Tiles that are not there are zeros.
+template <class Value, int VECTORS, class Of>
+__device__ Value over_tiles(const float* all, int tiles, int channels, Of&& of) {
+    constexpr int WARPS = THREADS / 32;
+    __shared__ Value of_warp[WARPS][LANES];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % LANES, half = threadIdx.x % 32 / LANES, channel = own_channel();
     Value own;
-    const int group = threadIdx.y;
-    if (channel < channels)
-        for (int tile = tiles * group / GROUPS; tile < tiles * (group + 1) / GROUPS; ++tile) own.add(of(tile, channel));
-    all[group][threadIdx.x] = own;
+    if (channel >= channels) tiles = 0;
+    for (int first = threadIdx.x / LANES; first < tiles; first += AT_ONCE * GROUPS) {
+        float vectors[AT_ONCE][VECTORS];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i) {
+            const int tile = first + i * GROUPS;
+            const float* const at = all + int64_t(tile) * VECTORS * channels + channel;
+#pragma unroll
+            for (int j = 0; j < VECTORS; ++j) vectors[i][j] = tile < tiles ? at[int64_t(j) * channels] : 0;
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i) own.add(of(vectors[i]));
+    }
+    own.add(own.of_other_half());
+    if (half == 0) of_warp[warp][lane] = own;
     __syncthreads();
-    if (group == 0)
-        for (int other = 1; other < GROUPS; ++other) own.add(all[other][threadIdx.x]);
+    if (warp > 0) return own;
+    const Value(*const mine)[LANES] = of_warp + half * (WARPS / 2);
+    own = mine[0][lane];
+#pragma unroll
+    for (int i = 1; i < WARPS / 2; ++i) own.add(mine[i][lane]);
+    own.add(own.of_other_half());
     return own;
 }
 
-__device__ int own_channel() { return blockIdx.x * LANES + threadIdx.x; }
+// inverse: 1/count.
+struct Statistics {
+    double count, inverse, mean, m2;
+};
 
-__device__ Merged merged(const BnFinalize& args, int channel) {
-    return over_tiles<Merged>(args.tiles, args.channels, channel, [&](int tile, int c) {
-        const float* stats = args.stats + int64_t(tile) * 3 * args.channels + c;
-        return Merged{stats[0], stats[args.channels], stats[2 * args.channels]};
+// mean = mean0 + sum n*d / N,  m2 = sum (m2 + n*d^2) - (sum n*d)^2 / N
+__device__ Statistics merged(const BnFinalize& args) {
+    const double about = args.tiles > 0 && own_channel() < args.channels ? args.stats[args.channels + own_channel()] : 0;
+    const Moments all = over_tiles<Moments, 3>(args.stats, args.tiles, args.channels, [&](const float(&tile)[3]) {
+        const double n = tile[0], d = tile[1] - about;
+        return Moments{n, n * d, tile[2] + n * d * d};
     });
+    const double inverse = 1 / fmax(all.count, 1.0), offset = all.first * inverse, m2 = all.second - all.first * offset;
+    return {all.count, inverse, about + offset, m2 < 0 ? 0 : m2};
 }
 
-__global__ void bn_merge_kernel(const BnFinalize args) {
+__global__ void __launch_bounds__(THREADS) bn_merge_kernel(const BnFinalize args) {
     const int c = own_channel();
-    const Merged all = merged(args, c);
-    if (threadIdx.y > 0 || c >= args.channels) return;
+    const Statistics all = merged(args);
+    if (!has_result(args.channels)) return;
     args.bn[c] = float(all.count);
     args.bn[args.bn_pitch + c] = float(all.mean);
     args.bn[2 * args.bn_pitch + c] = float(all.m2);
 }
 
+// The channel's, or `other` if there is no vector. Called before the sums, so that it is on its way with them.
+__device__ float own_value(const float* vector, int channels, float other = 0) { return vector && has_result(channels) ? vector[own_channel()] : other; }
+
 // bn: (mean, invstd, scale, beta, 1/M); the running statistics move, the variance by the unbiased one.
-__global__ void bn_finalize_kernel(const BnFinalize args) {
+__global__ void __launch_bounds__(THREADS) bn_finalize_kernel(const BnFinalize args) {
     const int c = own_channel();
-    Merged all = merged(args, c);
-    if (threadIdx.y > 0 || c >= args.channels) return;
-    if (args.frozen && args.running_mean) all = {1, args.running_mean[c], args.running_var[c]};
-    const double n = fmax(all.count, 1.0);
-    const float mean = float(all.mean), invstd = float(1 / sqrt(all.m2 / n + double(args.eps)));
+    const float gamma = own_value(args.gamma, args.channels, 1), beta = own_value(args.beta, args.channels);
+    const float running_mean = own_value(args.running_mean, args.channels), running_var = own_value(args.running_var, args.channels);
+    Statistics all = merged(args);
+    if (!has_result(args.channels)) return;
+    if (args.frozen && args.running_mean) all = {1, 1, running_mean, running_var};
+    const float mean = float(all.mean), invstd = float(rsqrt(all.m2 * all.inverse + double(args.eps)));
     float* bn = args.bn + c;
     bn[0] = mean;
     bn[args.bn_pitch] = invstd;
-    bn[2 * args.bn_pitch] = args.gamma ? invstd * args.gamma[c] : invstd;
-    bn[3 * args.bn_pitch] = args.beta ? args.beta[c] : 0;
-    bn[4 * args.bn_pitch] = args.frozen ? 0 : float(1 / n);
+    bn[2 * args.bn_pitch] = invstd * gamma;
+    bn[3 * args.bn_pitch] = beta;
+    bn[4 * args.bn_pitch] = args.frozen ? 0 : float(all.inverse);
     if (c == 0 && args.num_batches_tracked && !args.cumulative) *args.num_batches_tracked += 1;
     if (args.running_mean && !args.frozen) {
         const float weight = args.cumulative ? 1 / float(*args.num_batches_tracked) : args.momentum;
-        args.running_mean[c] += weight * (mean - args.running_mean[c]);
-        args.running_var[c] += weight * (float(all.m2 / fmax(n - 1, 1.0)) - args.running_var[c]);
+        args.running_mean[c] = running_mean + weight * (mean - running_mean);
+        args.running_var[c] = running_var + weight * (float(all.m2 / fmax(all.count - 1, 1.0)) - running_var);
     }
 }
 
 // dx = scale*(g - dbeta/M - xhat*dgamma/M) = a*g + b*(x - mean) + c
-__global__ void bn_coeffs_kernel(const BnCoeffs args) {
+__global__ void __launch_bounds__(THREADS) bn_coeffs_kernel(const BnCoeffs args) {
     const int c = own_channel();
-    const Pair all = over_tiles<Pair>(args.tiles, args.channels, c, [&](int tile, int channel) {
-        const float* sums = args.sums + int64_t(tile) * 2 * args.channels + channel;
-        return Pair{sums[0], sums[args.channels]};
-    });
-    if (threadIdx.y > 0 || c >= args.channels) return;
-    const float* bn = args.bn + c;
-    const float invstd = bn[args.bn_pitch], scale = bn[2 * args.bn_pitch], inverse = bn[4 * args.bn_pitch];
+    float bn[5];
+#pragma unroll
+    for (int i = 0; i < 5; ++i) bn[i] = own_value(args.bn + i * args.bn_pitch, args.channels);
+    const auto [mean, invstd, scale, beta, inverse] = bn;
+    const Pair all = over_tiles<Pair, 2>(args.sums, args.tiles, args.channels, [](const float(&tile)[2]) { return Pair{tile[0], tile[1]}; });
+    if (!has_result(args.channels)) return;
     float* coeffs = args.coeffs + c;
     coeffs[0] = scale;
     coeffs[args.channels] = -scale * invstd * (all.gx * inverse);
-    coeffs[2 * args.channels] = bn[0];
+    coeffs[2 * args.channels] = mean;
     coeffs[3 * args.channels] = -scale * (all.g * inverse);
     args.dgamma[c] = all.gx;
     args.dbeta[c] = all.g;
@@ -106,7 +141,7 @@ __global__ void bn_coeffs_kernel(const BnCoeffs args) {
 
 template <class Record>
 Status launch(void (*kernel)(Record), const Record& args) {
-    return on(args.target, [&](cudaStream_t stream) { kernel<<<(args.channels + LANES - 1) / LANES, dim3(LANES, GROUPS), 0, stream>>>(args); });
+    return on(args.target, [&](cudaStream_t stream) { kernel<<<(args.channels + LANES - 1) / LANES, THREADS, 0, stream>>>(args); });
 }
 
 }  // namespace
