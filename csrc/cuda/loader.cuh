@@ -88,10 +88,16 @@ __device__ inline void copy_output_like(char* to, const void* from, const Output
     const T* const base = static_cast<const T*>(from);
     const T* own = base + outputs.at(thread, channel);
     const int step = outputs.template step<decltype(thread)>();
+    to += S::Out::at(thread.row, thread.chunk);
+    if (outputs.all() && channel < k) {
 #pragma unroll
-    for (int i = 0; i < thread.COUNT; ++i, own += step) {
-        const bool inside = channel < k && outputs.has(thread.row + i * thread.STEP);
-        copy_async(to + S::Out::at(thread.row, thread.chunk) + i * thread.STEP * S::Out::BYTES, inside ? own : base, inside);
+        for (int i = 0; i < thread.COUNT; ++i, own += step) copy_async(to + i * thread.STEP * S::Out::BYTES, own);
+    } else {
+#pragma unroll
+        for (int i = 0; i < thread.COUNT; ++i, own += step) {
+            const bool inside = channel < k && outputs.has(thread.row + i * thread.STEP);
+            copy_async(to + i * thread.STEP * S::Out::BYTES, inside ? own : base, inside);
+        }
     }
 }
 
