@@ -18,6 +18,12 @@ struct Sums {
     }
 };
 
+// What the backwards read of a pixel.
+template <class T, int N>
+struct Two {
+    Packed<N, T> grad, x;
+};
+
 // One tile of statistics a block: (count, mean, m2).
 template <class T, int N>
 __global__ void bn_stats_kernel(const T* x, float* stats, int tiles, int64_t pixels, int channels, int columns) {
@@ -49,7 +55,7 @@ __global__ void bn_stats_kernel(const T* x, float* stats, int tiles, int64_t pix
         }
     };
     if (any) take(opening);
-    rows.each(channels, [&](int64_t at) { take(load<N>(x + at)); }, 1);
+    rows.each<4>(channels, [&](int64_t at) { return Packed<N, T>(x + at); }, [&](int64_t, const Packed<N, T>& value) { take(value.values()); }, 1);
     add_rows(rows, columns, own, Slots<Sums<N>>{memory, int(blockDim.x)});
     if (rows.row > 0 || !rows.inside) return;
     Values<N> tile[3]{};
@@ -70,12 +76,14 @@ __global__ void bn_relu_kernel(const T* x, const float* bn, int64_t pitch, T* z,
     const Rows rows = Rows::of<N>(pixels, channels, columns);
     if (!rows.inside) return;
     const Norm<T, N> norm(bn + rows.channel, pitch);
-    rows.each(channels, [&](int64_t at) {
-        Values<N> value = load<N>(x + at);
+    rows.each<4>(
+        channels, [&](int64_t at) { return Packed<N, T>(x + at); },
+        [&](int64_t at, const Packed<N, T>& in) {
+            Values<N> value = in.values();
 #pragma unroll
-        for (int i = 0; i < N; ++i) value[i] = norm(value[i], i);
-        store<RELU>(z + at, value);
-    });
+            for (int i = 0; i < N; ++i) value[i] = norm(value[i], i);
+            store<RELU>(z + at, value);
+        });
 }
 
 // g = bn(x) <= 0 ? 0 : dz; a tile of its sums a block: (sum g, sum g*xhat), xhat = (x - mean)*invstd, of g as stored.
@@ -86,20 +94,22 @@ __global__ void bn_relu_bwd_kernel(const T* dz, const T* x, const float* bn, int
     Sums<N> own{};
     if (rows.inside) {
         const Norm<T, N> norm(bn + rows.channel, pitch);
-        rows.each(channels, [&](int64_t at) {
-            const Values<N> in = load<N>(x + at);
-            Values<N> value = load<N>(dz + at);
-            if (RELU) {
+        rows.each<2>(
+            channels, [&](int64_t at) { return Two<T, N>{Packed<N, T>(dz + at), Packed<N, T>(x + at)}; },
+            [&](int64_t at, const Two<T, N>& two) {
+                const Values<N> in = two.x.values();
+                Values<N> value = two.grad.values();
+                if (RELU) {
 #pragma unroll
-                for (int i = 0; i < N; ++i) value[i] = norm(in[i], i) <= 0 ? 0 : value[i];
-            }
-            if (g) store(g + at, value);
+                    for (int i = 0; i < N; ++i) value[i] = norm(in[i], i) <= 0 ? 0 : value[i];
+                }
+                if (g) store(g + at, value);
 #pragma unroll
-            for (int i = 0; i < N; ++i) {
-                own.first[i] += value[i];
-                own.second[i] += value[i] * (in[i] - norm.mean[i]);
-            }
-        });
+                for (int i = 0; i < N; ++i) {
+                    own.first[i] += value[i];
+                    own.second[i] += value[i] * (in[i] - norm.mean[i]);
+                }
+            });
     }
     add_rows(rows, columns, own, Slots<Sums<N>>{memory, int(blockDim.x)});
     if (rows.row > 0 || !rows.inside) return;
@@ -117,18 +127,22 @@ __global__ void bn_bwd_kernel(const T* g, const T* x, const float* coeffs, const
     Values<N> factor[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) factor[i] = cuda::channels<N>(coeffs + i * channels + rows.channel);
-    rows.each(channels, [&](int64_t at) {
-        const Values<N> in = load<N>(x + at), grad = load<N>(g + at);
-        Values<N> value;
+    struct Three : Two<T, N> {
+        Packed<N, T> add;
+    };
+    rows.each<2>(
+        channels,
+        [&](int64_t at) {
+            return Three{{Packed<N, T>(g + at), Packed<N, T>(x + at)}, ADD ? Packed<N, T>(add + at) : Packed<N, T>{}};
+        },
+        [&](int64_t at, const Three& three) {
+            const Values<N> in = three.x.values(), grad = three.grad.values();
+            Values<N> value;
 #pragma unroll
-        for (int i = 0; i < N; ++i) value[i] = fmaf(factor[0][i], grad[i], fmaf(in[i] - factor[2][i], factor[1][i], factor[3][i]));
-        if (ADD) {
-            const Values<N> more = load<N>(add + at);
-#pragma unroll
-            for (int i = 0; i < N; ++i) value[i] += more[i];
-        }
-        store(dx + at, value);
-    });
+            for (int i = 0; i < N; ++i) value[i] = fmaf(factor[0][i], grad[i], fmaf(in[i] - factor[2][i], factor[1][i], factor[3][i]));
+            if (ADD) value.add(three.add.values());
+            store(dx + at, value);
+        });
 }
 
 template <class T>

@@ -26,7 +26,7 @@ __global__ void bn_relu_conv2d_wgrad_sum_kernel(const __grid_constant__ PartSums
     if (int(blockIdx.x) * columns * 4 >= sum.size) return;
     const Rows rows{column, int(threadIdx.x / columns), THREADS / columns, at, 0, sum.count, at < sum.size};
     Values<4> own{};
-    rows.each(sum.size, [&](int64_t part) { own.add(channels<4>(sum.parts + part)); });
+    rows.each<AT_ONCE>(sum.size, [&](int64_t part) { return channels<4>(sum.parts + part); }, [&](int64_t, const Values<4>& part) { own.add(part); });
     add_rows(rows, columns, own, Slots<Values<4>>{memory, THREADS});
     if (rows.row > 0 || !rows.inside) return;
     T* const dweight = static_cast<T*>(sum.dweight);

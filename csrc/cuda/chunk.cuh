@@ -108,12 +108,24 @@ __device__ inline uint4 packed(const Values<PER_CHUNK<T>>& chunk) {
     return {words[0], words[1], words[2], words[3]};
 }
 
+// N channels as they lie in memory: one, or a chunk.
+template <int N, class T>
+struct Packed {
+    std::conditional_t<N == 1, T, uint4> raw;
+
+    Packed() = default;
+    __device__ explicit Packed(const T* p) : raw(*reinterpret_cast<const decltype(raw)*>(p)) {}
+    __device__ Values<N> values() const {
+        if constexpr (N == 1)
+            return {widened(raw)};
+        else
+            return unpacked<T>(raw);
+    }
+};
+
 template <int N, class T>
 __device__ inline Values<N> load(const T* p) {
-    if constexpr (N == 1)
-        return {widened(*p)};
-    else
-        return unpacked<T>(*reinterpret_cast<const uint4*>(p));
+    return Packed<N, T>(p).values();
 }
 
 template <bool RELU = false, int N, class T>

@@ -26,14 +26,25 @@ struct Rows {
         return r;
     }
 
-    // body(offset of the thread's channels) for its pixels but the first `done`; loads of several pixels are on their way at once.
-    template <class Body>
-    __device__ void each(int channels, Body&& body, int done = 0) const {
+    // use(offset, what read(offset) gave) for the thread's channels of its pixels but the first `done`; TOGETHER reads are on their way at once.
+    template <int TOGETHER, class Read, class Use>
+    __device__ void each(int channels, Read&& read, Use&& use, int done = 0) const {
         if (!inside) return;
-        const int64_t first = begin + row + int64_t(done) * rows, step = int64_t(rows) * channels;
-        int64_t at = first * channels + channel;
-#pragma unroll 4
-        for (int64_t pixel = first; pixel < end; pixel += rows, at += step) body(at);
+        const int64_t step = int64_t(rows) * channels;
+        int64_t pixel = begin + row + int64_t(done) * rows, at = pixel * channels + channel;
+        decltype(read(at)) values[TOGETHER];
+        for (; pixel + (TOGETHER - 1) * rows < end; pixel += TOGETHER * rows, at += TOGETHER * step) {
+#pragma unroll
+            for (int i = 0; i < TOGETHER; ++i) values[i] = read(at + i * step);
+#pragma unroll
+            for (int i = 0; i < TOGETHER; ++i) use(at + i * step, values[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < TOGETHER - 1; ++i)
+            if (pixel + i * rows < end) values[i] = read(at + i * step);
+#pragma unroll
+        for (int i = 0; i < TOGETHER - 1; ++i)
+            if (pixel + i * rows < end) use(at + i * step, values[i]);
     }
 };
 
