@@ -4,40 +4,10 @@
 #include "kernels.h"
 #include "launch.cuh"
 #include "pixel_products.cuh"
+#include "x_and_z.cuh"
 
 namespace fused_preact::cuda {
 namespace {
-
-// store(offset in the tile, chunk as read or zero, whether it is there) for the thread's chunks of a tile: its row and every STEP-th below, `left`
-// of which are there. `from`: its first; TOGETHER loads are on their way at once.
-template <class Thread, int TOGETHER, class T, class Source, class Store>
-__device__ inline void each_chunk(const Thread& thread, const Source& source, const T* from, int step, int left, Store&& store) {
-    static_assert(Thread::COUNT % TOGETHER == 0);
-    if (left >= Thread::COUNT) {
-#pragma unroll
-        for (int group = 0; group < Thread::COUNT; group += TOGETHER) {
-            typename Source::Raw raw[TOGETHER];
-#pragma unroll
-            for (int i = 0; i < TOGETHER; ++i) raw[i] = source.read(from + (group + i) * step);
-#pragma unroll
-            for (int i = 0; i < TOGETHER; ++i) store((group + i) * Thread::STEP, raw[i], true);
-        }
-    } else {
-#pragma unroll 1
-        for (int i = 0; i < Thread::COUNT; ++i) {
-            if (i < left)
-                store(i * Thread::STEP, source.read(from + i * step), true);
-            else
-                store(i * Thread::STEP, {}, false);
-        }
-    }
-}
-
-// How many of a thread's rows a tile of so many pixels has.
-template <class Thread>
-__device__ inline int rows_of(const Thread& thread, int pixels) {
-    return (pixels - thread.row + Thread::STEP - 1) / Thread::STEP;
-}
 
 // A tile's slab of dy into shared memory; zeros beyond its pixels and channels.
 template <class T, class S, int TOGETHER, class Source>
@@ -46,25 +16,8 @@ __device__ inline void fill_slab(char* to, const Source& source, const T* dy, in
     const Thread thread;
     char* const own = to + S::In::at(thread.row, thread.chunk);
     each_chunk<Thread, (Thread::COUNT < TOGETHER ? Thread::COUNT : TOGETHER)>(
-        thread, source, dy + (first + thread.row) * k, Thread::STEP * k, inside ? rows_of(thread, pixels) : 0,
+        thread, source, dy + (first + thread.row) * k, Thread::STEP * k, inside && pixels == S::PIXELS, [&](int row) { return inside && row < pixels; },
         [&](int row, const typename Source::Raw& raw, bool has) { *reinterpret_cast<uint4*>(own + row * S::In::BYTES) = has ? source.chunk(raw) : uint4{}; });
-}
-
-// x of a tile into shared memory, and z beside it; zeros beyond its pixels and channels.
-template <class T, class S>
-__device__ inline void fill_x_and_z(char* x, char* z, const BnReluConv2dBwd& args, const Outputs<S>& outputs, int channel) {
-    using Thread = Walk<S::THREADS, S::PIXELS, S::Out::CHUNKS>;
-    const Thread thread;
-    const bool inside = channel < args.conv.c;
-    const int at = S::Out::at(thread.row, thread.chunk);
-    with_prologue(prologue_of(args.bn, args.relu), [&](auto p) {
-        const Activation<T, p()> source(reloaded(args.bn), args.bn_pitch, inside ? channel : 0);
-        each_chunk<Thread, 2>(thread, source, static_cast<const T*>(args.x) + outputs.at(thread, channel), outputs.template step<Thread>(),
-                              inside ? rows_of(thread, outputs.columns) : 0, [&](int row, uint4 raw, bool has) {
-                                  *reinterpret_cast<uint4*>(x + at + row * S::Out::BYTES) = raw;
-                                  *reinterpret_cast<uint4*>(z + at + row * S::Out::BYTES) = has ? source.chunk(raw) : uint4{};
-                              });
-    });
 }
 
 // Blocks take tiles of pixels in turn, and slabs of dy's channels of a tile. WGRAD: there is one slab, all channels of x are the block's, and

@@ -97,17 +97,19 @@ struct FlatGradShape : BlockShape<T, 1, PIXELS_, SLAB_, OUT_, MANY_, WARPS_DOWN,
     static constexpr int bytes(bool z) { return weights_at(z) + Base::BUFFERS * (TAP_BYTES + IN_BYTES); }
 };
 
-// Of the gradient of an input that is read by windows. Shared memory: dz, x, slabs of the weight, all its taps, and a slab of the window of dy.
+// Of the gradient of an input that is read by windows. Shared memory: dz, x, z, slabs of the weight, all its taps, and a slab of the window of dy.
 template <class T, int HEIGHT_, int WIDTH_, int SLAB_, int OUT_, bool MANY_, int WARPS_DOWN, int WARPS_ACROSS, int RESIDENT_>
 struct WindowGradShape : BlockShape<T, HEIGHT_, WIDTH_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_> {
     using Base = BlockShape<T, HEIGHT_, WIDTH_, SLAB_, OUT_, MANY_, WARPS_DOWN, WARPS_ACROSS, RESIDENT_>;
     using In = Padded<T, SLAB_>;
     using Weight = SummedRows<T, OUT_>;
     static_assert(Base::SUMS_BYTES <= 2 * Base::OUT_BYTES);
-    static constexpr int TAP_BYTES = SLAB_ * Weight::BYTES, X_AT = Base::OUT_BYTES, WEIGHTS_AT = 2 * Base::OUT_BYTES;
+    static constexpr int TAP_BYTES = SLAB_ * Weight::BYTES, X_AT = Base::OUT_BYTES, Z_AT = 2 * Base::OUT_BYTES;
 
-    static constexpr int window_at(int taps) { return WEIGHTS_AT + Base::BUFFERS * taps * TAP_BYTES; }
-    static constexpr int bytes(int taps, int window_pixels) { return window_at(taps) + window_pixels * In::BYTES; }
+    // z is there if dweight is wanted too.
+    static constexpr int weights_at(bool z) { return z ? 3 * Base::OUT_BYTES : Z_AT; }
+    static constexpr int window_at(bool z, int taps) { return weights_at(z) + Base::BUFFERS * taps * TAP_BYTES; }
+    static constexpr int bytes(bool z, int taps, int window_pixels) { return window_at(z, taps) + window_pixels * In::BYTES; }
 };
 
 // Where a thread stands in a tile of rows of CHUNKS chunks: it has one column of chunks and every STEP-th row.

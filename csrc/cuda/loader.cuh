@@ -42,6 +42,31 @@ struct PixelLoader {
     }
 };
 
+// store(offset in the tile, chunk as read or zero, whether it is there) for the thread's chunks of a tile: its row and every STEP-th below, of which
+// has(row) tells; all: they are all there. `from`: its first; TOGETHER loads are on their way at once.
+template <class Thread, int TOGETHER, class T, class Source, class Has, class Store>
+__device__ inline void each_chunk(const Thread& thread, const Source& source, const T* from, int step, bool all, Has&& has, Store&& store) {
+    static_assert(Thread::COUNT % TOGETHER == 0);
+    if (all) {
+#pragma unroll
+        for (int group = 0; group < Thread::COUNT; group += TOGETHER) {
+            typename Source::Raw raw[TOGETHER];
+#pragma unroll
+            for (int i = 0; i < TOGETHER; ++i) raw[i] = source.read(from + (group + i) * step);
+#pragma unroll
+            for (int i = 0; i < TOGETHER; ++i) store((group + i) * Thread::STEP, raw[i], true);
+        }
+    } else {
+#pragma unroll 1
+        for (int i = 0; i < Thread::COUNT; ++i) {
+            if (has(thread.row + i * Thread::STEP))
+                store(i * Thread::STEP, source.read(from + i * step), true);
+            else
+                store(i * Thread::STEP, {}, false);
+        }
+    }
+}
+
 // body(offset in shared memory, i) for the thread's chunks of a weight there, [tap][row][column] of all its `taps`: the i-th row that it has in
 // memory, where rows are [row][tap].
 template <int THREADS, int ROWS, class Layout, class Body>

@@ -40,8 +40,10 @@ struct Window3x3 {
     template <class Body>
     __device__ void each_tap(int, Body&& body) const {
 #pragma unroll
-        for (int tap = 0; tap < TAPS; ++tap) body((tap / 3 * WIDTH + tap % 3) * S::In::BYTES, TRANSPOSED ? TAPS - 1 - tap : tap);
+        for (int tap = 0; tap < TAPS; ++tap) body(offset_of(tap), weight_of(tap));
     }
+    static __device__ int offset_of(int tap) { return (tap / 3 * WIDTH + tap % 3) * S::In::BYTES; }
+    static __device__ int weight_of(int tap) { return TRANSPOSED ? TAPS - 1 - tap : tap; }
 
     // The thread's chunks of a window that begins at pixel y, x of the image: read(address) for those inside, and then
     // store(row of the window, raw, whether it is inside) for all.

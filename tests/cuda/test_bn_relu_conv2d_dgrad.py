@@ -9,6 +9,7 @@ from fused_preact.backends.cuda.shapes import (
     FLAT_BWD,
     FLAT_GRAD,
     FLAT_GRAD_FLOAT32,
+    WINDOW_3X3_BWD,
     WINDOW_3X3_FLOAT32,
     WINDOW_3X3_GRAD,
     WINDOW_ANY_FLOAT32,
@@ -129,9 +130,9 @@ def flat_tile(slab, out, k, blocks, z=False, itemsize=2):
     return ConvTile(shape.pixels, slab, out, blocks, tiles.flat_dgrad_bytes(slab, out, k, z, itemsize))
 
 
-def window_tile(given, slab, out, blocks):
-    shape = tiles.window_grad_shapes(given.problem)[slab, out]
-    return ConvTile(shape.pixels, slab, out, blocks, tiles.window_dgrad_bytes(given.problem, slab, out))
+def window_tile(given, slab, out, blocks, z=False):
+    shape = tiles.window_grad_shapes(given.problem, z)[slab, out]
+    return ConvTile(shape.pixels, slab, out, blocks, tiles.window_dgrad_bytes(given.problem, slab, out, z))
 
 
 @pytest.mark.parametrize(("dtype", "deferred", "slab", "out", "many"), in_pairs(kernels(FLAT_GRAD), kernels(FLAT_GRAD_FLOAT32)), ids=label)
@@ -151,6 +152,18 @@ def test_every_kernel_of_both_gradients(slab, out, emit, deferred, dtype):
     """With tails in M, C and K, and blocks that take several tiles of pixels."""
     given = Given(dtype, out - 8, slab - 8, (3, 13, 17), deferred, add_dz=emit == "dz")
     tile = flat_tile(slab, out, given.k, 3, True)
+    found, sums, _ = given(tile, emit, wgrad=shared(tile.blocks), relu=emit != "dz")
+    given.check(found, sums, emit, relu=emit != "dz")
+
+
+@pairs
+@pytest.mark.parametrize("emit", ["dz", "g", "sums"])
+@pytest.mark.parametrize("geometry", ["3x3", "3x3-unpadded"])
+@pytest.mark.parametrize(("slab", "out"), WINDOW_3X3_BWD)
+def test_every_window_kernel_of_both_gradients(slab, out, geometry, emit, deferred, dtype):
+    """With tiles cut on both sides, tails in C and K, and blocks that take several tiles."""
+    given = Given(dtype, out - 8, slab - 8, (2, 19, 37), deferred, add_dz=emit == "dz", conv=WINDOWS[geometry])
+    tile = window_tile(given, slab, out, 3, True)
     found, sums, _ = given(tile, emit, wgrad=shared(tile.blocks), relu=emit != "dz")
     given.check(found, sums, emit, relu=emit != "dz")
 
@@ -204,6 +217,14 @@ def test_every_emit_has_the_same_bits(conv, dtype):
 def test_small_images(conv, image, dtype):
     given = Given(dtype, 24, 32, image, conv=conv)
     g, sums, _ = given(small_tile(given)._replace(blocks=1), "g")
+    given.check(g, sums, "g")
+
+
+@pairs
+@pytest.mark.parametrize("image", [(1, 1, 1), (1, 2, 3), (5, 1, 1), (1, 17, 16)], ids=str)
+def test_both_gradients_of_small_images(image, dtype, deferred):
+    given = Given(dtype, 16, 24, image, deferred, conv=WINDOWS["3x3"])
+    g, sums, _ = given(window_tile(given, 32, 32, 1, True), "g", wgrad=shared(1))
     given.check(g, sums, "g")
 
 
@@ -273,25 +294,28 @@ def test_counts(dtype, c, k, image, geometry, deferred, instructions):
 
 
 # Of both gradients in one kernel: fewer than those of two.
-@pytest.mark.parametrize(
-    ("c", "k", "image", "deferred", "instructions"),
-    [
-        (64, 16, (2, 32, 32), True, 45600),
-        (16, 64, (2, 32, 32), False, 28200),
-        (128, 32, (2, 16, 16), True, 26500),
-        (32, 128, (2, 16, 16), False, 17500),
-        (64, 64, (2, 16, 16), True, 24000),
-        (256, 64, (2, 8, 8), True, 16400),
-        (64, 256, (2, 8, 8), False, 11600),
-    ],
-)
-def test_counts_of_both_gradients(c, k, image, deferred, instructions):
-    """Every activation is read once."""
-    given = Given(torch.bfloat16, c, k, image, deferred, add_dz=False)
+BOTH_COUNTED = {
+    "1x1-64-16-deferred": (64, 16, (2, 32, 32), None, True, 45600),
+    "1x1-16-64": (16, 64, (2, 32, 32), None, False, 26100),
+    "1x1-128-32-deferred": (128, 32, (2, 16, 16), None, True, 26500),
+    "1x1-32-128": (32, 128, (2, 16, 16), None, False, 16500),
+    "1x1-64-64-deferred": (64, 64, (2, 16, 16), None, True, 23100),
+    "1x1-256-64-deferred": (256, 64, (2, 8, 8), None, True, 15500),
+    "1x1-64-256": (64, 256, (2, 8, 8), None, False, 11400),
+    "3x3-16-deferred": (16, 16, (2, 32, 32), "3x3", True, 30200),
+    "3x3-32-deferred": (32, 32, (2, 16, 16), "3x3", True, 18500),
+}
+
+
+@pytest.mark.parametrize(("c", "k", "image", "geometry", "deferred", "instructions"), BOTH_COUNTED.values(), ids=BOTH_COUNTED)
+def test_counts_of_both_gradients(c, k, image, geometry, deferred, instructions):
+    """Every activation is read once, but for the halo."""
+    given = Given(torch.bfloat16, c, k, image, deferred, add_dz=False, conv=WINDOWS[geometry] if geometry else POINTWISE)
     tile = tiles.dgrad_tile(given.problem, 512, A100, True)
-    _, _, done = given(tile, "g", wgrad=shared(tile.blocks))
+    _, _, done = given(tile, "g", wgrad=shared(tile.blocks), sums_tiles=max(tile.blocks, count_tiles(given.x.shape)))
     assert done.instructions <= instructions * image[0]
     assert done.shared[0] <= 1.25 * done.shared[1]
     pixels = given.x.numel() // c
     least = {"dy": k, "x": c, "out": c} | ({"dy_x": k} if deferred else {})
-    assert {name: done.global_[name][0] * 32 for name in least} == {name: pixels * channels * 2 for name, channels in least.items()}
+    for name, channels in least.items():
+        assert done.global_[name][0] * 32 <= (1.14 if name in ("dy", "dy_x") and geometry else 1) * pixels * channels * 2, name

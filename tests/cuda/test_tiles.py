@@ -13,6 +13,7 @@ from fused_preact.backends.cuda.shapes import (
     FLAT_BWD,
     FLAT_GRAD,
     FLAT_WGRAD,
+    WINDOW_3X3_BWD,
     WINDOW_3X3_GRAD,
     WINDOW_3X3_WGRAD,
     WINDOW_ANY_GRAD,
@@ -125,40 +126,45 @@ def test_dgrad_tile(n, layer, device):
         return
     both = shares_wgrad(p, "g", device)
     tile = dgrad_tile(p, 512, device, both)
-    shapes = FLAT_GRAD if p.pointwise else WINDOW_3X3_GRAD if p.dense_3x3 else WINDOW_ANY_GRAD
-    height, width, *_ = (FLAT_BWD if both else shapes)[tile.slab, tile.out]
+    alone = FLAT_GRAD if p.pointwise else WINDOW_3X3_GRAD if p.dense_3x3 else WINDOW_ANY_GRAD
+    together = FLAT_BWD if p.pointwise else WINDOW_3X3_BWD
+    height, width, *_ = (together if both else alone)[tile.slab, tile.out]
     down, across = (1, p.y.size * p.x.size * n) if p.pointwise else (ceil(p.y.size / p.y.stride), ceil(p.x.size / p.x.stride))
     assert tile.blocks <= ceil(down / height) * ceil(across / width) * (1 if p.pointwise else n)
     assert not both or (p.c <= tile.out and p.k <= tile.slab)
 
 
-def flat(c, k):
-    return problem((8, c, 16, 16), (k, c, 1, 1), (1, 1), (0, 0), (1, 1))
+def convolution(c, k, kernel=1, stride=1):
+    return problem((8, c, 16, 16), (k, c, kernel, kernel), (stride, stride), (kernel // 2,) * 2, (1, 1))
 
 
 # 113 and 137 KB.
 @pytest.mark.parametrize(("c", "k"), [(128, 32), (256, 64)])
 def test_both_gradients_where_shared_memory_has_room(c, k):
-    assert shares_wgrad(flat(c, k), "g", A100)
-    assert not shares_wgrad(flat(c, k), "g", RTX4090)
-    assert not shares_wgrad(flat(c, k), "dx", A100)
+    assert shares_wgrad(convolution(c, k), "g", A100)
+    assert not shares_wgrad(convolution(c, k), "g", RTX4090)
+    assert not shares_wgrad(convolution(c, k), "dx", A100)
 
 
-@pytest.mark.parametrize(
-    ("c", "k", "shape"),
-    [
-        (16, 16, (64, 16)),
-        (64, 32, (64, 64)),
-        (32, 64, (128, 32)),
-        (64, 256, (256, 64)),
-        (192, 48, (64, 256)),
-        (128, 64, None),
-        (256, 65, None),
-    ],
-)
-def test_shapes_of_both_gradients(c, k, shape):
+SHARED = {
+    "16-16": (convolution(16, 16), (64, 16)),
+    "64-32": (convolution(64, 32), (64, 64)),
+    "32-64": (convolution(32, 64), (128, 32)),
+    "64-256": (convolution(64, 256), (256, 64)),
+    "192-48": (convolution(192, 48), (64, 256)),
+    "half-of-a-large-block": (convolution(128, 64), None),
+    "more-than-a-block": (convolution(256, 72), None),
+    "3x3-16": (convolution(16, 8, 3), (16, 16)),
+    "3x3-24": (convolution(24, 16, 3), (32, 32)),
+    "3x3-64": (convolution(64, 64, 3), None),
+    "3x3-stride2": (convolution(16, 16, 3, 2), None),
+    "5x5": (convolution(16, 16, 5), None),
+}
+
+
+@pytest.mark.parametrize(("p", "shape"), SHARED.values(), ids=SHARED)
+def test_shapes_of_both_gradients(p, shape):
     """The smallest that has all channels; no large one half of which would be zeros."""
-    p = flat(c, k)
     assert shares_wgrad(p, "g", A100) == (shape is not None)
     if shape:
         tile = dgrad_tile(p, 512, A100, True)

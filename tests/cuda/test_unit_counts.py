@@ -26,7 +26,7 @@ def names(launches: list[Launch], *parts: str) -> list[int]:
 
 # Inner gradients are deferred: bn_bwd only ends the chain, where a second dgrad does not.
 @pytest.mark.parametrize(
-    ("kind", "count", "bn_bwd"), [("bottleneck", 15, 0), ("shared-bottleneck", 16, 0), ("block", 13, 1)], ids=lambda v: str(v)
+    ("kind", "count", "bn_bwd"), [("bottleneck", 14, 0), ("shared-bottleneck", 15, 0), ("block", 11, 1)], ids=lambda v: str(v)
 )
 def test_launches_of_a_step(kind, count, bn_bwd):
     kind = KINDS[kind]
@@ -59,17 +59,17 @@ SECTOR = 32
 # Forward has 16w of it. Of 8 images of 8x8 blocks share out channels, to be more, and read the same pixels; not where there is a tile for
 # each multiprocessor, as of 128 images on an H200.
 @pytest.mark.parametrize(
-    ("w", "shape", "multiprocessors", "most"),
-    [(16, (4, 32, 32), 108, 50), (32, (4, 16, 16), 108, 51), (64, (8, 8, 8), 108, 57.1), (64, (8, 8, 8), 8, 53.1)],
+    ("w", "shape", "multiprocessors", "most", "count"),
+    [(16, (4, 32, 32), 108, 46.5, 14), (32, (4, 16, 16), 108, 47.1, 14), (64, (8, 8, 8), 108, 57.1, 15), (64, (8, 8, 8), 8, 53.1, 15)],
     ids=["stage1", "stage2", "stage3", "stage3-as-of-128-images"],
 )
-def test_elements_moved_by_a_bottleneck(w, shape, multiprocessors, most, on_device):
-    """Of activations, a pixel; in 15 launches."""
+def test_elements_moved_by_a_bottleneck(w, shape, multiprocessors, most, count, on_device):
+    """Of activations, a pixel."""
     on_device(multiprocessors)
     kind = Kind(KINDS["bottleneck"].unit, (w, w, 4 * w))
     t = tensors(kind, shape=shape, c=4 * w)
     launches = step(kind, t)
-    assert len(launches) == 15
+    assert len(launches) == count
     sectors = sum(count for launch in launches for name, (count, _) in launch.global_.items() if name in ACTIVATIONS)
     n, height, width = shape
     assert sectors * SECTOR / t.x.element_size() / (n * height * width) <= most * w

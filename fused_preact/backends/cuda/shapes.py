@@ -109,7 +109,7 @@ FLAT_GRAD_FLOAT32: Shapes = {
     (16, 64): Shape(1, 64, 4, 3),
     (32, 64): Shape(1, 64, 4, 3, 3),
 }
-# The same kernel where it computes dweight too, whose sums take registers; the smallest first.
+# The same kernels where they compute dweight too, whose sums take registers; the smallest first.
 FLAT_BWD = {
     (64, 16): Shape(1, 128, 4, 3),
     (16, 64): Shape(1, 128, 4, 3),
@@ -118,6 +118,10 @@ FLAT_BWD = {
     (32, 128): Shape(1, 128, 8, 2),
     (256, 64): Shape(1, 64, 8, 1),
     (64, 256): Shape(1, 64, 8, 1),
+}
+WINDOW_3X3_BWD = {
+    (16, 16): Shape(16, 16, 4, 3),
+    (32, 32): Shape(16, 16, 8, 1),
 }
 # What csrc/cuda/bn_relu_conv2d_wgrad.cu is compiled for. More channels would leave too few blocks where the pixels are few.
 FLAT_WGRAD = (

@@ -18,6 +18,7 @@ from fused_preact.backends.cuda.shapes import (
     FLAT_GRAD,
     FLAT_GRAD_FLOAT32,
     WINDOW_3X3,
+    WINDOW_3X3_BWD,
     WINDOW_3X3_FLOAT32,
     WINDOW_3X3_GRAD,
     WINDOW_ANY,
@@ -166,45 +167,49 @@ def window_fwd_tile(p: Problem, tiles: int, device: Device) -> ConvTile | None:
 def dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool = False) -> ConvTile | None:
     """Of the input's gradient, with at most `tiles` blocks along the pixels; None if no tile fits the device."""
     if p.pointwise:
-        return _flat_dgrad_tile(p, tiles, device, with_wgrad)
-    if p.taps > MOST_TAPS or p.y.stride * p.x.stride > MOST_PHASES:
+        shapes, pixels = FLAT_BWD if with_wgrad else flat_grad_shapes(p.itemsize), p.n * p.y.size * p.x.size
+        if not with_wgrad and 4 * _parts(pixels, FLAT_GRAD[64, 256].pixels) < 3 * device.multiprocessors:
+            # A block of 256 channels reads dy once, and leaves few blocks: not where a quarter of the multiprocessors would be idle.
+            shapes = {key: shape for key, shape in shapes.items() if key[1] < 256}
+    elif p.taps > MOST_TAPS or p.y.stride * p.x.stride > MOST_PHASES:
         return None
-    shapes = window_grad_shapes(p)
-    key = _key(shapes, p.k, p.c, partial(window_dgrad_bytes, p), device)
+    else:
+        shapes = window_grad_shapes(p, with_wgrad)
+    key = _key(shapes, p.k, p.c, partial(_dgrad_bytes, p, with_wgrad=with_wgrad), device)
     if key is None:
         return None
-    (slab, out), shape = key, shapes[key]
-    down, across = _parts(_parts(p.y.size, p.y.stride), shape.height), _parts(_parts(p.x.size, p.x.stride), shape.width)
-    return _shared_out(shape, p.n * down * across, slab, out, p.k, p.c, tiles, window_dgrad_bytes(p, slab, out), device)
-
-
-def _flat_dgrad_tile(p: Problem, tiles: int, device: Device, with_wgrad: bool) -> ConvTile | None:
-    shapes = FLAT_BWD if with_wgrad else flat_grad_shapes(p.itemsize)
-    pixels = p.n * p.y.size * p.x.size
-    if not with_wgrad and 4 * _parts(pixels, FLAT_GRAD[64, 256].pixels) < 3 * device.multiprocessors:
-        # A block of 256 channels reads dy once, and leaves few blocks: not where a quarter of the multiprocessors would be idle.
-        shapes = {key: shape for key, shape in shapes.items() if key[1] < 256}
-    key = _key(shapes, p.k, p.c, lambda slab, out: flat_dgrad_bytes(slab, out, p.k, with_wgrad, p.itemsize), device)
-    if key is None:
-        return None
-    (slab, out), shape = key, shapes[key]
+    shape = shapes[key]
+    if p.pointwise:
+        pieces = _parts(pixels, shape.pixels)
+    else:
+        pieces = p.n * _parts(_parts(p.y.size, p.y.stride), shape.height) * _parts(_parts(p.x.size, p.x.stride), shape.width)
     if with_wgrad:
-        # What blocks write of dweight, and read again, should be little beside the activations.
-        tiles = min(tiles, max(device.multiprocessors, pixels * (p.c + p.k) * 2 // PARTS_SHARE // (p.c * p.k * 4)))
-    return _shared_out(
-        shape, _parts(pixels, shape.pixels), slab, out, p.k, p.c, tiles, flat_dgrad_bytes(slab, out, p.k, with_wgrad, p.itemsize), device
-    )
+        tiles = _with_parts(p, tiles, device)
+    return _shared_out(shape, pieces, *key, p.k, p.c, tiles, _dgrad_bytes(p, *key, with_wgrad), device)
+
+
+def _with_parts(p: Problem, tiles: int, device: Device) -> int:
+    """At most so many blocks where each gives a part of dweight: what they write, and what is read again, should be little beside the
+    activations."""
+    activations, part = p.n * p.y.size * p.x.size * (p.c + p.k) * 2, p.c * p.k * p.taps * 4
+    return min(tiles, max(device.multiprocessors, activations // PARTS_SHARE // part))
 
 
 def shares_wgrad(p: Problem, emit: str, device: Device) -> bool:
-    """Whether one kernel computes both gradients: of pointwise convolutions of 16 bits, if dweight fits a block, but for dx."""
-    if p.itemsize == 4:
+    """Whether one kernel computes both gradients, of 16 bits, but for dx: of convolutions that are pointwise or 3x3 without stride and
+    dilation, if dweight fits a block."""
+    if p.itemsize == 4 or emit not in ("dz", "g", "sums") or not (p.pointwise or p.dense_3x3):
         return False
-    fitting = [key for key in FLAT_BWD if flat_dgrad_bytes(*key, p.k, True) <= device.shared_limit]
+    shapes = FLAT_BWD if p.pointwise else WINDOW_3X3_BWD
+    fitting = [(slab, out) for slab, out in shapes if _dgrad_bytes(p, slab, out, True) <= device.shared_limit]
     # What a large block multiplies of channels that are not there costs more instructions than reading once saves.
-    return (emit in ("dz", "g", "sums") and p.pointwise) and any(
-        p.k <= slab and p.c <= out and (slab * out <= SMALL_DWEIGHT or 2 * p.k * p.c > slab * out) for slab, out in fitting
-    )
+    return any(p.k <= slab and p.c <= out and (slab * out <= SMALL_DWEIGHT or 2 * p.k * p.c > slab * out) for slab, out in fitting)
+
+
+def _dgrad_bytes(p: Problem, slab: int, out: int, with_wgrad: bool) -> int:
+    if p.pointwise:
+        return flat_dgrad_bytes(slab, out, p.k, with_wgrad, p.itemsize)
+    return window_dgrad_bytes(p, slab, out, with_wgrad)
 
 
 def _key(
@@ -254,7 +259,9 @@ def flat_grad_shapes(itemsize: int) -> Shapes:
     return FLAT_GRAD_FLOAT32 if itemsize == 4 else FLAT_GRAD
 
 
-def window_grad_shapes(p: Problem) -> Shapes:
+def window_grad_shapes(p: Problem, with_wgrad: bool = False) -> Shapes:
+    if with_wgrad:
+        return WINDOW_3X3_BWD
     if p.itemsize == 4:
         return window_shapes(p)
     return WINDOW_3X3_GRAD if p.dense_3x3 else WINDOW_ANY_GRAD
@@ -267,12 +274,12 @@ def flat_dgrad_bytes(slab: int, out: int, k: int, with_wgrad: bool, itemsize: in
     return (3 if with_wgrad else 2) * itemsize * shape.pixels * out + slabs
 
 
-def window_dgrad_bytes(p: Problem, slab: int, out: int) -> int:
-    """dz, x, a slab of the weight (two if there are more to come) under all taps, and one of dy's window."""
-    shape = window_grad_shapes(p)[slab, out]
+def window_dgrad_bytes(p: Problem, slab: int, out: int, with_wgrad: bool = False) -> int:
+    """dz, x, z if it is needed, a slab of the weight (two if there are more to come) under all taps, and one of dy's window."""
+    shape = window_grad_shapes(p, with_wgrad)[slab, out]
     weight = p.taps * slab * _summed_row(out, p.itemsize)
     window = transposed_window_side(p.y, shape.height) * transposed_window_side(p.x, shape.width) * _padded(slab, p.itemsize)
-    return 2 * p.itemsize * shape.pixels * out + min(2, _parts(p.k, slab)) * weight + window
+    return (3 if with_wgrad else 2) * p.itemsize * shape.pixels * out + min(2, _parts(p.k, slab)) * weight + window
 
 
 def transposed_window_side(a: Axis, inputs: int) -> int:
