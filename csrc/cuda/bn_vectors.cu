@@ -9,7 +9,7 @@ namespace {
 // way together.
 constexpr int LANES = 16, GROUPS = 32, THREADS = LANES * GROUPS, AT_ONCE = 4;
 
-// count, sum n*d and sum m2 + n*d^2, where d is by how much a tile's mean differs from that of the first. In double: where the mean is large, float32
+// count, sum n*d and sum m2 + n*d^2, where d is by how much a tile's mean differs from the first. In double: where the mean is large, float32
 // would lose the little by which tiles differ.
 struct Moments {
     double count = 0, first = 0, second = 0;
@@ -55,6 +55,8 @@ __device__ Value over_tiles(const float* all, int tiles, int channels, Of&& of) 
 #pragma unroll
             for (int j = 0; j < VECTORS; ++j) vectors[i][j] = tile < tiles ? at[int64_t(j) * channels] : 0;
         }
+        // Else ptxas moves loads down to their uses, behind the wait for others.
+        __threadfence_block();
 #pragma unroll
         for (int i = 0; i < AT_ONCE; ++i) own.add(of(vectors[i]));
     }
@@ -75,12 +77,25 @@ struct Statistics {
     double count, inverse, mean, m2;
 };
 
+// The mean of the channel's first tile that is not empty; 0 if it is not finite: then the mean of all is what it would be about 0.
+__device__ double first_mean(const BnFinalize& args) {
+    const int c = own_channel();
+    if (args.tiles == 0 || c >= args.channels) return 0;
+    const float* tile = args.stats + c;
+    float count = tile[0], mean = tile[args.channels];
+    for (int left = args.tiles - 1; count == 0 && left > 0; --left) {
+        tile += 3 * int64_t(args.channels);
+        count = tile[0], mean = tile[args.channels];
+    }
+    return count != 0 && isfinite(mean) ? mean : 0;
+}
+
 // mean = mean0 + sum n*d / N,  m2 = sum (m2 + n*d^2) - (sum n*d)^2 / N
 __device__ Statistics merged(const BnFinalize& args) {
-    const double about = args.tiles > 0 && own_channel() < args.channels ? args.stats[args.channels + own_channel()] : 0;
+    const double about = first_mean(args);
     const Moments all = over_tiles<Moments, 3>(args.stats, args.tiles, args.channels, [&](const float(&tile)[3]) {
         const double n = tile[0], d = tile[1] - about;
-        return Moments{n, n * d, tile[2] + n * d * d};
+        return n == 0 ? Moments{} : Moments{n, n * d, tile[2] + n * d * d};
     });
     const double inverse = 1 / fmax(all.count, 1.0), offset = all.first * inverse, m2 = all.second - all.first * offset;
     return {all.count, inverse, about + offset, m2 < 0 ? 0 : m2};

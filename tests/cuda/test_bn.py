@@ -102,7 +102,7 @@ def test_what_is_not_finite_reaches_the_statistics_of_its_channel(value, dtype):
 
 
 @pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("count", [1, 3, 8, 100])
+@pytest.mark.parametrize("count", [1, 3, 8, 100, 129, 300])
 def test_bn_finalize(count, affine):
     """bn and the moved running statistics, beside the eager backend's in float32 and float64."""
     torch.manual_seed(0)
@@ -133,6 +133,53 @@ def test_bn_finalize(count, affine):
         assert_as_accurate(name, ours, theirs, exact)
     assert_as_accurate("running mean", mean, eager[0], truth[0])
     assert_as_accurate("running var", var, eager[1], truth[1])
+
+
+FAR = 1e4
+MERGED = {
+    "empty-first": ([0.0, 0.0, 20.0, 20.0], [7.0, 0.0, FAR, FAR + 0.01], 1e-3),
+    "far-from-zero": ([20.0] * 300, [FAR] * 300, 1e-3),
+    "far-from-the-first": ([20.0] * 200, [0.0] + [FAR] * 199, 1e-3),
+    "without-deviation": ([3.0, 5.0, 7.0], [0.1] * 3, 0.0),
+    "of-one-pixel": ([1.0], [FAR], 0.0),
+    "all-empty": ([0.0, 0.0], [0.0, 0.0], 0.0),
+}
+
+
+@pytest.mark.parametrize(("counts", "means", "m2"), MERGED.values(), ids=MERGED)
+def test_merging_where_means_are_large(counts, means, m2):
+    """As Chan's formula does in float64; a tile of count 0 is neutral, whatever stands in it."""
+    c = 17
+    stats = torch.tensor([[[n], [mean], [m2 if n else 5.0]] for n, mean in zip(counts, means, strict=True)]).expand(-1, -1, c).contiguous()
+    merged, bn = nan(3, c), nan(5, c)
+    run("bn_merge", tiles=len(counts), channels=c, stats=stats, merged=merged)
+    run("bn_finalize", tiles=len(counts), channels=c, stats=stats, eps=0.0, bn=bn)
+    n, mean, squares = (stats[torch.tensor(counts) > 0, i, 0].double() for i in range(3))
+    total = max(n.sum(), 1.0)
+    about = (n * mean).sum() / total
+    wanted = torch.stack((n.sum(), about, squares.sum() + (n * (mean - about) ** 2).sum()))
+    torch.testing.assert_close(merged, wanted.float()[:, None].expand(3, c), rtol=1e-6, atol=0)
+    torch.testing.assert_close(bn[1], (wanted[2] / total).rsqrt().float().expand(c), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("tile", [0, 1])
+def test_a_mean_that_is_not_finite_stays_so(tile, value):
+    stats, merged = torch.ones(2, 3, 16), nan(3, 16)
+    stats[tile, 1, 5] = value
+    run("bn_merge", tiles=2, channels=16, stats=stats, merged=merged)
+    assert torch.equal(merged[1, 5], torch.tensor(value)) or (merged[1, 5].isnan() and value != value)
+    assert merged[1].isfinite().sum() == 15
+
+
+@pytest.mark.parametrize("count", [129, 300])
+def test_sums_of_many_tiles(count):
+    sums, bn = torch.randn(count, 2, 37), torch.rand(5, 37) + 0.5
+    coeffs, dgamma, dbeta = nan(4, 37), nan(37), nan(37)
+    run("bn_coeffs", tiles=count, channels=37, sums=sums, bn=bn, coeffs=coeffs, dgamma=dgamma, dbeta=dbeta)
+    theirs, exact = (EAGER.bn_coeffs(sums.to(dtype), bn.to(dtype)) for dtype in (torch.float32, torch.float64))
+    for name, *values in zip(("coeffs", "dgamma", "dbeta"), (coeffs, dgamma, dbeta), theirs, exact, strict=True):
+        assert_as_accurate(name, *values)
 
 
 def test_bn_finalize_frozen():

@@ -220,6 +220,13 @@ def test_small_images(conv, image, dtype):
     given.check(g, sums, "g")
 
 
+def test_whole_tiles_of_fewer_channels_than_a_block():
+    """Channels that x and add_dz do not have are not read."""
+    given = Given(torch.bfloat16, 24, 32, (2, 16, 16))
+    g, sums, _ = given(small_tile(given), "g")
+    given.check(g, sums, "g")
+
+
 @pairs
 @pytest.mark.parametrize("image", [(1, 1, 1), (1, 2, 3), (5, 1, 1), (1, 17, 16)], ids=str)
 def test_both_gradients_of_small_images(image, dtype, deferred):

@@ -202,7 +202,7 @@ def shares_wgrad(p: Problem, emit: str, device: Device) -> bool:
         return False
     shapes = FLAT_BWD if p.pointwise else WINDOW_3X3_BWD
     fitting = [(slab, out) for slab, out in shapes if _dgrad_bytes(p, slab, out, True) <= device.shared_limit]
-    # What a large block multiplies of channels that are not there costs more instructions than reading once saves.
+    # In a large block that is half empty, what is multiplied in vain costs more instructions than reading once saves.
     return any(p.k <= slab and p.c <= out and (slab * out <= SMALL_DWEIGHT or 2 * p.k * p.c > slab * out) for slab, out in fitting)
 
 
