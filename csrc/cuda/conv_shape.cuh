@@ -33,6 +33,14 @@ struct Padded {
 template <class T, int CHANNELS, class Halves = Padded<T, CHANNELS>>
 using SummedRows = std::conditional_t<sizeof(T) == 2, Halves, Padded<T, CHANNELS, 2>>;
 
+// Bytes from the rows of a weight under one tap to those under the next. In memory the next tap follows where a row ends: where rows are shorter than
+// 128 bytes, those of neighbouring taps are stored at once, so that they must begin at different banks.
+template <class T, class Layout>
+constexpr int tap_bytes(int rows) {
+    constexpr int ROW = Layout::CHUNKS * 16;
+    return ROW >= 128 ? rows * Layout::BYTES : (rows * Layout::BYTES + 127 - ROW) / 128 * 128 + ROW;
+}
+
 // A block computes HEIGHT x WIDTH pixels x OUT channels, from SLAB channels to be summed over at a time; MANY: there are more of them, and two
 // slabs in memory take turns. A warp has ROWS tiles of 16 pixels, COLUMNS of 8 channels.
 template <class T, int HEIGHT_, int WIDTH_, int SLAB_, int OUT_, bool MANY_, int WARPS_DOWN, int WARPS_ACROSS, int RESIDENT_>
@@ -75,7 +83,7 @@ struct WindowShape : BlockShape<T, HEIGHT_, WIDTH_, SLAB_, OUT_, MANY_, WARPS_DO
     using In = Padded<T, SLAB_>;
     // Of a tap: a row for each output channel.
     using Weight = Padded<T, SLAB_>;
-    static constexpr int TAP_BYTES = OUT_ * Weight::BYTES, SUMS_AT = Base::OUT_BYTES, WEIGHTS_AT = SUMS_AT + Base::SUMS_BYTES;
+    static constexpr int TAP_BYTES = tap_bytes<T, Weight>(OUT_), SUMS_AT = Base::OUT_BYTES, WEIGHTS_AT = SUMS_AT + Base::SUMS_BYTES;
 
     static constexpr int window_at(int taps) { return WEIGHTS_AT + Base::BUFFERS * taps * TAP_BYTES; }
     static constexpr int bytes(int taps, int window_pixels) { return window_at(taps) + window_pixels * In::BYTES; }
@@ -104,7 +112,7 @@ struct WindowGradShape : BlockShape<T, HEIGHT_, WIDTH_, SLAB_, OUT_, MANY_, WARP
     using In = Padded<T, SLAB_>;
     using Weight = SummedRows<T, OUT_>;
     static_assert(Base::SUMS_BYTES <= 2 * Base::OUT_BYTES);
-    static constexpr int TAP_BYTES = SLAB_ * Weight::BYTES, X_AT = Base::OUT_BYTES, Z_AT = 2 * Base::OUT_BYTES;
+    static constexpr int TAP_BYTES = tap_bytes<T, Weight>(SLAB_), X_AT = Base::OUT_BYTES, Z_AT = 2 * Base::OUT_BYTES;
 
     // z is there if dweight is wanted too.
     static constexpr int weights_at(bool z) { return z ? 3 * Base::OUT_BYTES : Z_AT; }

@@ -261,14 +261,13 @@ WINDOWS_COUNTED = {
 }
 
 
-@pytest.mark.parametrize(("dtype", "c", "image", "geometry", "instructions"), counted(WINDOWS_COUNTED, (33900, 23400, 20100, 51000)))
+@pytest.mark.parametrize(("dtype", "c", "image", "geometry", "instructions"), counted(WINDOWS_COUNTED, (33900, 23400, 21000, 51000)))
 def test_counts_of_windows(dtype, c, image, geometry, instructions):
     """Sectors of activations at most 1.35 times those that they fill, halo included."""
     given = Given(dtype, c, c, image, bias=False, residual=False, conv=WINDOWS[geometry])
     tiles = count_tiles(given.out)
     _, _, done = given(window_fwd_tile(given.problem, tiles, A100), stats_tiles=tiles)
     assert done.instructions <= instructions * image[0]
-    # Rows of 4 chunks and one of padding, of float32, are stored with conflicts.
-    assert done.shared[0] <= (1.4 if dtype == torch.float32 else 1.25) * done.shared[1]
+    assert done.shared[0] <= 1.2 * done.shared[1]
     moved = sum(done.global_[name][0] for name in ("x", "y"))
     assert moved <= 1.35 * (given.x.numel() + given.pixels * c) * dtype.itemsize / 32

@@ -250,7 +250,7 @@ def flat_fwd_bytes(slab: int, out: int, c: int, itemsize: int = 2) -> int:
 def window_fwd_bytes(p: Problem, slab: int, out: int) -> int:
     """y, sums of each warp, a slab of the weight (two if there are more to come) under all taps, and one of the window."""
     shape, row = window_shapes(p)[slab, out], _padded(slab, p.itemsize)
-    weight = p.taps * out * row
+    weight = p.taps * _tap(out, row, slab * p.itemsize)
     window = window_side(p.y, shape.height) * window_side(p.x, shape.width) * row
     return p.itemsize * shape.pixels * out + shape.warps * 8 * out + min(2, _parts(p.c, slab)) * weight + window
 
@@ -277,7 +277,7 @@ def flat_dgrad_bytes(slab: int, out: int, k: int, with_wgrad: bool, itemsize: in
 def window_dgrad_bytes(p: Problem, slab: int, out: int, with_wgrad: bool = False) -> int:
     """dz, x, z if it is needed, a slab of the weight (two if there are more to come) under all taps, and one of dy's window."""
     shape = window_grad_shapes(p, with_wgrad)[slab, out]
-    weight = p.taps * slab * _summed_row(out, p.itemsize)
+    weight = p.taps * _tap(slab, _summed_row(out, p.itemsize), out * p.itemsize)
     window = transposed_window_side(p.y, shape.height) * transposed_window_side(p.x, shape.width) * _padded(slab, p.itemsize)
     return (3 if with_wgrad else 2) * p.itemsize * shape.pixels * out + min(2, _parts(p.k, slab)) * weight + window
 
@@ -305,6 +305,11 @@ def window_side(a: Axis, outputs: int) -> int:
 def _padded(channels: int, itemsize: int = 2) -> int:
     """Bytes of a row of chunks, an odd number of them."""
     return (channels * itemsize // CHUNK_BYTES | 1) * CHUNK_BYTES
+
+
+def _tap(rows: int, row: int, used: int) -> int:
+    """Bytes of a weight's rows under one tap: `row` each, of which `used` are. Neighbouring taps begin `used` bytes beyond a whole line."""
+    return rows * row if used >= 128 else -(-(rows * row - used) // 128) * 128 + used
 
 
 def _summed_row(channels: int, itemsize: int) -> int:
