@@ -23,7 +23,7 @@ from fused_preact.backends.layout import conv_out_shape
 from fused_preact.backends.layout import tiles as count_tiles
 from fused_preact.ops.library import Operators
 from tests.cuda.kernels import DTYPES, nan, needs_simulator, problem, run_all
-from tests.cuda.test_bn_relu_conv2d_fwd import POINTWISE, WINDOWS, counted, kernels, label, operand, window_kernels
+from tests.cuda.test_bn_relu_conv2d_fwd import POINTWISE, WINDOWS, counted, in_geometries, kernels, label, operand, window_kernels
 from tests.testing.cases import name_of
 from tests.testing.numerics import assert_as_accurate, drawn, fma
 
@@ -171,7 +171,7 @@ def test_every_window_kernel_of_both_gradients(slab, out, geometry, emit, deferr
 WINDOW_KERNELS = in_pairs(window_kernels(WINDOW_3X3_GRAD, WINDOW_ANY_GRAD), window_kernels(WINDOW_3X3_FLOAT32, WINDOW_ANY_FLOAT32))
 
 
-@pytest.mark.parametrize(("dtype", "deferred", "geometry", "slab", "out", "many"), WINDOW_KERNELS, ids=label)
+@pytest.mark.parametrize(("dtype", "deferred", "geometry", "slab", "out", "many"), in_geometries(WINDOW_KERNELS))
 def test_every_window_kernel(geometry, slab, out, many, deferred, dtype):
     """With tiles cut on both sides, tails in C and K, and blocks that take several tiles."""
     chunk = 16 // dtype.itemsize

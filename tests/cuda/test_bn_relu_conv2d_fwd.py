@@ -27,7 +27,7 @@ from fused_preact.backends.cuda.tiles import (
 from fused_preact.backends.layout import tiles as count_tiles
 from fused_preact.ops.library import Operators
 from tests.cuda.kernels import DTYPES, nan, needs_simulator, problem, run
-from tests.testing.cases import name_of
+from tests.testing.cases import in_turn, name_of
 from tests.testing.numerics import assert_as_accurate, drawn, fma, tf32
 
 pytestmark = needs_simulator
@@ -114,6 +114,13 @@ def of_dtypes(halves, float32):
     return [(dtype, *kernel) for dtype in DTYPES for kernel in (float32 if dtype == torch.float32 else halves)]
 
 
+def in_geometries(params):
+    """(dtype, ..., geometry, slab, out, many); the dtypes of 16 bits take turns from one geometry to the next."""
+    halves = [torch.bfloat16, torch.float16]
+    turns = [in_turn(list(WINDOWS).index(p[-4]) + halves.index(p[0])) if p[0] in halves else () for p in params]
+    return [pytest.param(*p, marks=marks, id="-".join(map(str, (name_of(p[0]), *p[1:])))) for p, marks in zip(params, turns, strict=True)]
+
+
 def label(value):
     return name_of(value) if isinstance(value, torch.dtype) else None
 
@@ -150,7 +157,7 @@ def window_kernels(dense, other):
 WINDOW_KERNELS = of_dtypes(window_kernels(WINDOW_3X3, WINDOW_ANY), window_kernels(WINDOW_3X3_FLOAT32, WINDOW_ANY_FLOAT32))
 
 
-@pytest.mark.parametrize(("dtype", "geometry", "slab", "out", "many"), WINDOW_KERNELS, ids=label)
+@pytest.mark.parametrize(("dtype", "geometry", "slab", "out", "many"), in_geometries(WINDOW_KERNELS))
 def test_every_window_kernel(geometry, slab, out, many, dtype):
     """With tiles cut on both sides, tails in C and K, and blocks that take several tiles."""
     chunk = 16 // dtype.itemsize
