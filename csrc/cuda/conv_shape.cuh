@@ -35,7 +35,7 @@ using SummedRows = std::conditional_t<sizeof(T) == 2, Halves, Padded<T, CHANNELS
 
 // Bytes from the rows of a weight under one tap to those under the next. In memory the next tap follows where a row ends: where rows are shorter than
 // 128 bytes, those of neighbouring taps are stored at once, so that they must begin at different banks.
-template <class T, class Layout>
+template <class Layout>
 constexpr int tap_bytes(int rows) {
     constexpr int ROW = Layout::CHUNKS * 16;
     return ROW >= 128 ? rows * Layout::BYTES : (rows * Layout::BYTES + 127 - ROW) / 128 * 128 + ROW;
@@ -83,7 +83,7 @@ struct WindowShape : BlockShape<T, HEIGHT_, WIDTH_, SLAB_, OUT_, MANY_, WARPS_DO
     using In = Padded<T, SLAB_>;
     // Of a tap: a row for each output channel.
     using Weight = Padded<T, SLAB_>;
-    static constexpr int TAP_BYTES = tap_bytes<T, Weight>(OUT_), SUMS_AT = Base::OUT_BYTES, WEIGHTS_AT = SUMS_AT + Base::SUMS_BYTES;
+    static constexpr int TAP_BYTES = tap_bytes<Weight>(OUT_), SUMS_AT = Base::OUT_BYTES, WEIGHTS_AT = SUMS_AT + Base::SUMS_BYTES;
 
     static constexpr int window_at(int taps) { return WEIGHTS_AT + Base::BUFFERS * taps * TAP_BYTES; }
     static constexpr int bytes(int taps, int window_pixels) { return window_at(taps) + window_pixels * In::BYTES; }
@@ -112,7 +112,7 @@ struct WindowGradShape : BlockShape<T, HEIGHT_, WIDTH_, SLAB_, OUT_, MANY_, WARP
     using In = Padded<T, SLAB_>;
     using Weight = SummedRows<T, OUT_>;
     static_assert(Base::SUMS_BYTES <= 2 * Base::OUT_BYTES);
-    static constexpr int TAP_BYTES = tap_bytes<T, Weight>(SLAB_), X_AT = Base::OUT_BYTES, Z_AT = 2 * Base::OUT_BYTES;
+    static constexpr int TAP_BYTES = tap_bytes<Weight>(SLAB_), X_AT = Base::OUT_BYTES, Z_AT = 2 * Base::OUT_BYTES;
 
     // z is there if dweight is wanted too.
     static constexpr int weights_at(bool z) { return z ? 3 * Base::OUT_BYTES : Z_AT; }

@@ -69,14 +69,14 @@ __device__ inline void each_chunk(const Thread& thread, const Source& source, co
 
 // body(offset in shared memory, i) for the thread's chunks of a weight there, [tap][row][column] of all its `taps`: the i-th row that it has in
 // memory, where rows are [row][tap].
-template <class T, int THREADS, int ROWS, class Layout, class Body>
+template <int THREADS, int ROWS, class Layout, class Body>
 __device__ inline void each_weight(int taps, Body&& body) {
     const Walk<THREADS, ROWS, Layout::CHUNKS> thread;
     const int first = Layout::at(thread.row, thread.chunk), count = (ROWS * taps + thread.STEP - 1) / thread.STEP;
     for (int n = 0; n < count; ++n) {
         const int i = thread.row + n * thread.STEP, row = i / taps, tap = i - row * taps;
         if (i >= ROWS * taps) break;
-        body(taps == 1 ? first + n * thread.STEP * Layout::BYTES : tap * tap_bytes<T, Layout>(ROWS) + Layout::at(row, thread.chunk), i);
+        body(taps == 1 ? first + n * thread.STEP * Layout::BYTES : tap * tap_bytes<Layout>(ROWS) + Layout::at(row, thread.chunk), i);
     }
 }
 
@@ -89,7 +89,7 @@ __device__ inline void copy_weights(char* to, const void* weight, int taps, int 
     const T* const from = static_cast<const T*>(weight);
     const T* own = from + (int64_t(first_row) * taps + thread.row) * columns + column;
     const int left = column < columns ? (min(rows - first_row, ROWS)) * taps : 0;
-    each_weight<T, THREADS, ROWS, Layout>(taps, [&](int at, int i) {
+    each_weight<THREADS, ROWS, Layout>(taps, [&](int at, int i) {
         copy_async(to + at, i < left ? own : from, i < left);
         own += thread.STEP * columns;
     });
@@ -99,7 +99,7 @@ __device__ inline void copy_weights(char* to, const void* weight, int taps, int 
 template <class T, int THREADS, int ROWS, class Layout>
 __device__ inline void round_weights(char* weights, int taps) {
     if constexpr (sizeof(T) == 4)
-        each_weight<T, THREADS, ROWS, Layout>(taps, [&](int at, int) {
+        each_weight<THREADS, ROWS, Layout>(taps, [&](int at, int) {
             uint4* const chunk = reinterpret_cast<uint4*>(weights + at);
             *chunk = operand(*chunk, T{});
         });
